@@ -116,8 +116,8 @@ def sample(cfg: DictConfig) -> None:
     names = ["grid.png", "strips.png", "chains.gif"]
     if clean is not None:
         before, after = metrics.psnr(x, clean), metrics.psnr(samples, clean)
-        labels = [f"{a:.1f} → {b:.1f}" for a, b in zip(before[:8].tolist(), after[:8].tolist(), strict=True)]
-        rows = ["original", f"noise σ {cfg.noise_std:g}", "restored"]
+        labels = [f"{a:.1f}→{b:.1f}" for a, b in zip(before[:8].tolist(), after[:8].tolist(), strict=True)]
+        rows, title = ["original", f"noise σ {cfg.noise_std:g}", "restored"], "PSNR of noisy→restored, dB"
         figures.labelled_rows(
             out / "denoised.png",
             torch.stack([clean[:8], x[:8], samples[:8]]),

@@ -55,6 +55,7 @@ def labelled_rows(path: Path, x: Tensor, columns: Sequence[str], rows: Sequence[
     axes.imshow(picture, interpolation="nearest")
     axes.set_xticks([(i + 0.5) * width / x.shape[1] for i in range(x.shape[1])], columns)
     axes.set_yticks([(i + 0.5) * height / x.shape[0] for i in range(x.shape[0])], rows)
+    axes.tick_params(axis="x", labelsize=6)
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
     if title:
