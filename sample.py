@@ -118,13 +118,8 @@ def sample(cfg: DictConfig) -> None:
         before, after = metrics.psnr(x, clean), metrics.psnr(samples, clean)
         labels = [f"{a:.1f}→{b:.1f}" for a, b in zip(before[:8].tolist(), after[:8].tolist(), strict=True)]
         rows, title = ["original", f"noise σ {cfg.noise_std:g}", "restored"], "PSNR of noisy→restored, dB"
-        figures.labelled_rows(
-            out / "denoised.png",
-            torch.stack([clean[:8], x[:8], samples[:8]]),
-            labels,
-            rows,
-            "PSNR of noisy → restored, dB",
-        )
+        sheet = torch.stack([clean[:8], x[:8], samples[:8]])
+        figures.labelled_rows(out / "denoised.png", sheet, labels, rows, title)
         names.append("denoised.png")
         print(f"PSNR         noisy {before.mean():.2f} dB, restored {after.mean():.2f} dB (mean of {len(x)} images)")
     print(f"pictures     {' '.join(str(out / name) for name in names)}")
