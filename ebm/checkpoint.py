@@ -1,9 +1,16 @@
 """Everything that evolves, in one atomic file; import of foreign weights."""
 
-import importlib
+import hashlib
+import importlib.util
+import io
 import os
-import pickle
+import shutil
+import struct
+import sys
+import warnings
 import zipfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 FORMAT = 1
+MARK = b"sha256:"  # and 64 hexadecimal digits: the comment at the end of the zip file that a checkpoint is
 
 
 class CheckpointError(ValueError):
@@ -18,67 +26,176 @@ class CheckpointError(ValueError):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` beside `path`, flush it to the disk and rename: `path` is always a whole checkpoint."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write `state` beside `path`, flush it to the disk and rename: `path` is always a whole checkpoint.
+
+    Raises OSError where the disk is full or read-only; `path` is then as it was.
+    """
+    memory = io.BytesIO()
+    torch.save({"format": FORMAT} | state, memory)
+    content = memory.getbuffer()
+    content[-2:] = struct.pack("<H", len(MARK) + 64)  # a zip file ends with the length of its comment
+    aside = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as file:
-            torch.save({"format": FORMAT} | state, file)
+            file.write(content)
+            file.write(MARK + hashlib.sha256(content).hexdigest().encode())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        _rename(aside, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{path} cannot be written ({reason}); the checkpoints written before are whole") from error
     finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+def _rename(aside: Path, path: Path) -> None:
+    os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name is on the disk, too
+    finally:
+        os.close(folder)
+
+
+def save_run(folder: Path, state: dict[str, Any], keep: int, best: bool) -> None:
+    """Write `folder`/last.pt; if `best`, it is best.pt as well, and if state["healthy"], step_….pt, of which
+    the last `keep` stay. Second names of one file cost no space where the disk has hard links."""
+    last = folder / "last.pt"
+    save(last, state)
+    for name in ["best.pt"] * best + [f"step_{state['step']:06d}.pt"] * state["healthy"]:
+        aside = folder / f".{name}.part"
         aside.unlink(missing_ok=True)
+        try:
+            os.link(last, aside)
+        except OSError:
+            shutil.copyfile(last, aside)
+        _rename(aside, folder / name)
+    for old in healthy(folder)[:-keep]:
+        old.unlink()
 
 
-def locate(path: str | Path) -> Path:
-    """The checkpoint file that `path` names: the file itself, or a run directory's checkpoints/last.pt."""
-    path = Path(str(path))
-    if path.is_dir():
-        file = path / "checkpoints" / "last.pt"
-        if not file.is_file():
-            raise CheckpointError(f"checkpoint={path} is a directory without checkpoints/last.pt: not a run")
-        return file
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint={path} does not exist: give a run directory or a checkpoint file")
-    return path
+def healthy(folder: Path) -> list[Path]:
+    """The checkpoints step_….pt of `folder`, which were healthy when they were taken, oldest first."""
+    return sorted(folder.glob("step_*.pt"), key=lambda file: (len(file.name), file.name))
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The checkpoint of a run directory or file, on the CPU, in our format whoever wrote it.
+    """The checkpoint of a file, or the newest whole one of a run directory, on the CPU, in our format whoever
+    wrote it.
 
-    Reads tensors and plain values only (`weights_only=True`); nothing in the file is executed.
-    Raises CheckpointError for what is missing, torn or something else.
+    Reads tensors and plain values only (`weights_only=True`); nothing in the file is executed. Warns of every torn
+    checkpoint it passes over. Raises CheckpointError for what is missing, torn or something else.
     """
-    file = locate(path)
+    path = Path(str(path))
+    if not path.is_dir():
+        return load_file(path)
+    folder = path / "checkpoints"
+    files = [folder / "last.pt", *reversed(healthy(folder)), folder / "best.pt"]
+    return newest_whole([file for file in files if file.is_file()], path)
+
+
+def newest_whole(files: Iterable[Path], source: Path) -> dict[str, Any]:
+    """The first of `files` that is whole; a warning names each that is passed over."""
+    torn: CheckpointError | None = None
+    for file in files:
+        try:
+            return load_file(file)
+        except CheckpointError as error:
+            torn = error
+            warnings.warn(f"{error}; passing it over", stacklevel=3)
+    if torn is None:
+        raise CheckpointError(f"{source} is a directory without checkpoints/last.pt: not a run")
+    raise CheckpointError(f"{source} holds no whole checkpoint: {torn}") from torn
+
+
+def load_file(file: Path) -> dict[str, Any]:
+    """The checkpoint in one file; see `load`."""
+    if not file.is_file():
+        raise CheckpointError(f"checkpoint={file} does not exist: give a run directory or a checkpoint file")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
+        content = file.read_bytes()
+        _check_container(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a hostile file can make its readers raise
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{file} is truncated or not a checkpoint: {reason}") from error
+        raise CheckpointError(f"{file} is torn or not a checkpoint: {reason}") from error
     if isinstance(state, dict) and "pytorch-lightning_version" in state:
-        return _from_tutorial(file, state)
-    if not isinstance(state, dict) or "energy_config" not in state or "energy" not in state:
+        state = _from_tutorial(file, state)
+    elif not isinstance(state, dict) or "energy_config" not in state or "energy" not in state:
         raise CheckpointError(f"{file} is not a checkpoint of plain-ebm: it holds no energy")
-    if state.get("format") != FORMAT:
+    elif state.get("format") != FORMAT:
         raise CheckpointError(f"{file} has checkpoint format {state.get('format')!r}, this version reads {FORMAT}")
+    problem = _problem(state)
+    if problem:
+        raise CheckpointError(f"{file} is not a checkpoint of plain-ebm: {problem}")
     return state
+
+
+def _check_container(content: bytes) -> None:
+    """ValueError unless `content` is a zip file as torch.save writes it, with the checksum it says it has."""
+    body, mark, digest = content[: -len(MARK) - 64], content[-len(MARK) - 64 : -64], content[-64:]
+    if mark == MARK and hashlib.sha256(body).hexdigest().encode() != digest:
+        raise ValueError("its checksum does not fit its content")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed, as no checkpoint is")
+        size = sum(entry.file_size for entry in entries)
+        if size > len(content):
+            raise ValueError(f"it declares {size} bytes of content in a file of {len(content)}")
+
+
+def _problem(state: Mapping[str, Any]) -> str:
+    """What is wrong with the kinds of values in a checkpoint, or ""."""
+    for key, kind in {"energy_config": dict, "energy": dict, "config": dict, "step": int, "epoch": int}.items():
+        if not isinstance(state.get(key), kind):
+            return f"{key} is {type(state.get(key)).__name__}, not {kind.__name__}"
+    shape = state["energy_config"].get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+        return f"energy_config.shape is {shape!r}, not a list of sizes"
+    for key, value in state["energy"].items():
+        if not isinstance(key, str) or not _is_dense(value):
+            return f"weights {key} are no plain tensor"
+    if "buffer" in state:
+        if not isinstance(state["buffer"], dict):
+            return "buffer is no dict"
+        chains, ages = (state["buffer"].get(key) for key in ("chains", "ages"))
+        if not (_is_dense(chains) and chains.dtype == torch.float32 and list(chains.shape[1:]) == shape):
+            return f"buffer.chains are no images {tuple(shape)}"
+        if not (_is_dense(ages) and ages.dtype == torch.int64 and ages.shape == chains.shape[:1]):
+            return "buffer.ages are not a number a chain"
+        if not bool(torch.isfinite(chains).all()):
+            return "buffer.chains are not finite"
+    return ""
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether `value` is a tensor whose elements are all in the file: a stride of 0 can claim any size."""
+    return (
+        type(value) is Tensor
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    )
 
 
 def _from_tutorial(file: Path, state: dict[str, Any]) -> dict[str, Any]:
     """The tutorial's Lightning file. Its network returns −E: the sign is turned in the last layer."""
     prefix = "cnn.cnn_layers."
-    weights = {
-        f"layers.{name.removeprefix(prefix)}": value
-        for name, value in state["state_dict"].items()
-        if name.startswith(prefix)
-    }
     try:
+        weights = {
+            f"layers.{name.removeprefix(prefix)}": value
+            for name, value in state["state_dict"].items()
+            if name.startswith(prefix)
+        }
         for name in ("layers.11.weight", "layers.11.bias"):
             weights[name] = -weights[name]
         hidden = len(weights["layers.2.weight"])
         shape = list(state["hyper_parameters"]["img_shape"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is a Lightning file of another network than the tutorial's") from error
     return {
         "energy": weights,
@@ -90,41 +207,58 @@ def _from_tutorial(file: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_energy(state: dict[str, Any], source: str | Path = "checkpoint") -> nn.Module:
-    """The energy of a loaded checkpoint, in eval mode, on the CPU. Raises CheckpointError if it does not fit."""
-    config = dict(state["energy_config"])
-    module, _, name = str(config.pop("_target_", "")).rpartition(".")
+    """The energy of a loaded checkpoint, in eval mode, on the CPU. Raises CheckpointError if it does not fit.
+
+    Its class must be one of ebm's, one of a module that is imported already, or lie in the working directory:
+    a file does not choose what else is imported.
+    """
+    config, weights = dict(state["energy_config"]), state["energy"]
+    kind = _energy_class(str(config.pop("_target_", "")), source)
+    most = max(65536, sum(value.numel() for value in weights.values()))
     try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{source}: its energy class {module}.{name} cannot be imported: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise CheckpointError(f"{source}: its energy class {module}.{name} is not an nn.Module")
-    try:
+        if any(isinstance(size, int) and size > most for size in config.values()):
+            raise ValueError(f"a size in {config} is larger than the number of its weights")
+        with torch.device("meta"):  # a file that lies about its sizes does not get the memory for them
+            differences = _differences(kind(**config).state_dict(), weights)
+        if differences:
+            raise ValueError(f"its weights are another architecture's: {differences}")
+        for key, value in weights.items():
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"weights {key} are not finite")
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave no trace of them
             energy = kind(**config)
-    except (TypeError, ValueError) as error:
+        energy.load_state_dict(weights)
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError, AttributeError) as error:
         raise CheckpointError(f"{source}: its energy cannot be built: {error}") from error
-    differences = _differences(energy.state_dict(), state["energy"])
-    if differences:
-        raise CheckpointError(f"{source} holds another architecture than its energy's: {differences}")
-    energy.load_state_dict(state["energy"])
-    for key, value in energy.state_dict().items():
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{source}: weights {key} are not finite")
     return energy.eval().to(memory_format=torch.channels_last)
 
 
-def _differences(ours: dict[str, Tensor], theirs: Any) -> str:
-    if not isinstance(theirs, dict):
-        return "no state dict"
+def _energy_class(target: str, source: str | Path) -> type[nn.Module]:
+    module, _, name = target.rpartition(".")
+    package = module.partition(".")[0]
+    try:
+        if package != "ebm" and module not in sys.modules:
+            spec = importlib.util.find_spec(package)
+            origin = Path(spec.origin if spec and spec.origin else "/")
+            if not origin.is_relative_to(Path.cwd()) or "site-packages" in origin.parts:
+                raise ImportError("it is none of ebm's; import it first if you trust it")
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{source}: its energy class {target} cannot be imported: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or package == "torch":
+        raise CheckpointError(f"{source}: its energy class {target} is not an energy")
+    return kind
+
+
+def _differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
     for key in sorted(ours.keys() | theirs.keys()):
         if key not in theirs:
             return f"{key} is missing"
         if key not in ours:
             return f"{key} is unknown"
-        if not isinstance(theirs[key], Tensor) or ours[key].shape != theirs[key].shape:
-            got = tuple(theirs[key].shape) if isinstance(theirs[key], Tensor) else type(theirs[key]).__name__
-            return f"{key} is {got}, not {tuple(ours[key].shape)}"
+        got, want = ((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in (theirs[key], ours[key]))
+        if got != want:
+            return f"{key} is {got[1]} {got[0]}, not {want[1]} {want[0]}"
     return ""
 
 

@@ -1,10 +1,13 @@
 """What the three scripts share at the command line: errors in one line, and the device."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 
@@ -49,3 +52,34 @@ def output_folder(out: str | None, checkpoint: str, name: str) -> Path:
         raise ValueError(f"out must be a directory, got the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+class Signals:
+    """SIGTERM and SIGINT ask to stop, SIGUSR1 (Slurm's, before a job's time is up) to save; a second request to
+    stop ends the process at once.
+
+    A context manager. `stop` is the signal's number, 0 for none; `save` is for the reader to reset.
+    """
+
+    def __init__(self) -> None:
+        self.stop = 0
+        self.save = False
+        self.before: dict[int, Any] = {}
+
+    def handle(self, number: int, frame: Any) -> None:
+        if number not in (signal.SIGTERM, signal.SIGINT):
+            self.save = True
+        elif self.stop:
+            os._exit(128 + number)
+        else:
+            self.stop = number
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # signals are not for a sweep's worker thread
+            names = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+            self.before = {getattr(signal, name): signal.signal(getattr(signal, name), self.handle) for name in names}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

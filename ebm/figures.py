@@ -113,3 +113,17 @@ def scored_images(path: Path, sets: Mapping[str, Tensor], scores: Mapping[str, N
             axes[row, column].set_xlabel(f"{scores[name][row]:.4f}")
             axes[row, column].set(xticks=[], yticks=[])
     figure.savefig(path)
+
+
+def chains(path: Path, sets: Mapping[str, NDArray[np.float64]], ages: NDArray[np.int64]) -> None:
+    """Histograms of the scores (N,) of several sets on one axis, and of the chains' ages (N,) in SGLD steps."""
+    figure = Figure(figsize=(7, 2.4), dpi=200, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    edges = np.histogram_bin_edges(np.concatenate(list(sets.values())), 60)
+    for name, values in sets.items():
+        left.hist(values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.5, label=name)
+    left.set(xlabel="score −E(x)", ylabel="share of the images")
+    left.legend(frameon=False)
+    right.hist(ages, 60, weights=np.full(len(ages), 1 / len(ages)))
+    right.set(xlabel="age, SGLD steps", ylabel="share of the chains")
+    figure.savefig(path)

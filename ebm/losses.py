@@ -1,4 +1,4 @@
-"""Losses: (energy, x_data, x_model, generator) → (scalar, logs)."""
+"""Losses: (energy, x_data, x_model, generator) → (scalar, logs): named scalars, and `e_model` (B,), E(x_model)."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,7 +27,7 @@ class ContrastiveDivergence:
     def __call__(
         self, energy: Callable[[Tensor], Tensor], x_data: Tensor, x_model: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, logs); loss = logs["cd"] + logs["energy_l2"]; a score is −E."""
+        """(loss, logs); loss = logs["cd"] + logs["energy_l2"]; a score is −E; logs["e_model"] is E(x_model) (B,)."""
         noise = torch.empty_like(x_data).normal_(0, self.noise_std, generator=generator)
         x_data = x_data + noise
         if self.bounds is not None:
@@ -43,5 +43,6 @@ class ContrastiveDivergence:
             "energy_l2": energy_l2,
             "score_real": -e_data.mean(),
             "score_fake": -e_model.mean(),
+            "e_model": e_model,
         }
         return loss, {name: value.detach() for name, value in logs.items()}

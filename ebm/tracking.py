@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ class Tracker:
 
     mode    online, offline (a run in `run_dir`/wandb, to be synced later) or disabled (no W&B)
     config  the resolved configuration, a plain dict; becomes the W&B run's config
+    state   of a tracker whose run this one goes on with: what that one has logged since goes from metrics.jsonl
 
     Raises ValueError where W&B cannot start.
     """
@@ -33,10 +35,13 @@ class Tracker:
         group: str | None = None,
         tags: Sequence[str] = (),
         notes: str | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         check.choice("wandb.mode", mode, ("online", "offline", "disabled"))
         self.run_dir = run_dir
         self.run = None
+        self.rows = state["rows"] if state else 0  # W&B's own step: what the server has already, it drops
+        self.wandb_id = state["wandb_id"] if state else None
         if mode != "disabled":
             try:
                 self.run = wandb.init(
@@ -49,32 +54,55 @@ class Tracker:
                     notes=notes,
                     dir=run_dir,
                     config=config,
+                    id=self.wandb_id,
+                    resume="allow" if self.wandb_id and mode == "online" else None,  # offline, the id alone does it
+                    allow_val_change=True,
                     settings=wandb.Settings(console="off", quiet=True, silent=True),
                 )
             except wandb.Error as error:
                 raise ValueError(
                     f"W&B cannot start with wandb.mode={mode}: {error} (wandb.mode=offline needs no account)"
                 ) from error
+            self.wandb_id = self.run.id
             self.run.define_metric("step")
             self.run.define_metric("*", step_metric="step")
-        self.file = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 — closed in __exit__
+        self.file = open(run_dir / "metrics.jsonl", "ab")  # noqa: SIM115 — closed in __exit__
+        if state:
+            self.file.truncate(min(state["bytes"], self.file.tell()))
 
     def log(self, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
         """One record of `numbers` under their names, with `step` and `epoch`; NaN and infinity raise ValueError."""
         for key, value in numbers.items():
             if not math.isfinite(value):
                 raise ValueError(f"{key} is {value} at step {step}")
-        record = {"step": step, "epoch": epoch} | dict(numbers)
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        self._record({"step": step, "epoch": epoch} | dict(numbers))
+
+    def alert(self, step: int, epoch: int, text: str, action: str) -> None:
+        """A record of what the guard saw and what is done, and a W&B alert."""
+        self._record({"step": step, "epoch": epoch, "guard/saw": text, "guard/action": action})
         if self.run:
-            self.run.log(record)
+            self.run.alert(title=f"guard: {text.partition(':')[0]}", text=f"step {step}: {text}: {action}", level="WARN")
 
     def log_picture(self, step: int, epoch: int, key: str, path: Path) -> None:
         """A PNG file of the run directory under `key`, captioned with the step."""
         if self.run:
             picture = wandb.Image(str(path), caption=f"step {step}")
-            self.run.log({"step": step, "epoch": epoch, key: picture})
+            self._to_wandb({"step": step, "epoch": epoch, key: picture})
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.file.write(json.dumps(record).encode() + b"\n")
+        self.file.flush()
+        self._to_wandb(record)
+
+    def _to_wandb(self, record: dict[str, Any]) -> None:
+        if self.run:
+            self.run.log(record, step=self.rows)
+        self.rows += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a tracker needs to go on from here; all that was logged is on the disk then."""
+        os.fsync(self.file.fileno())
+        return {"bytes": self.file.tell(), "rows": self.rows, "wandb_id": self.wandb_id}
 
     @property
     def wandb_dir(self) -> Path | None:

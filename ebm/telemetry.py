@@ -1,0 +1,76 @@
+"""The state of the chains in numbers: how long they live, how far they step, whether they mix."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ebm.buffer import ReplayBuffer
+from ebm.sampler import SGLD, frozen
+
+
+def chain_statistics(
+    sampler: SGLD, energy: nn.Module, buffer: ReplayBuffer, x_data: Tensor, x_model: Tensor
+) -> dict[str, Tensor]:
+    """Scalars of the chains x_model (B, *shape) that a training step ended with, and of the buffer at rest:
+
+    age_mean, age_median         SGLD steps that the buffer's chains have lived
+    saturation, saturation_real  share of the components at the bounds, of the chains and of the data, in [0, 1]
+    clamp_share                  share of the gradient's components at the clamp, in [0, 1]
+    step_length, noise_length    mean length of a step along the gradient, and of its noise, of the first 32 chains
+
+    The one gradient this takes is outside the SGLD loop, on 32 chains, so that the loop stays bare.
+    """
+    step_size, noise_std = sampler.settings(0, max(sampler.steps, 2))
+    with frozen(energy), torch.enable_grad():
+        x = x_model[:32].detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(energy(x).sum(), x)
+    clamp = sampler.grad_clamp or math.inf
+    ages = buffer.ages[: buffer.size].float()
+    return {
+        "age_mean": ages.mean(),
+        "age_median": ages.median(),
+        "saturation": saturation(x_model, sampler.bounds),
+        "saturation_real": saturation(x_data, sampler.bounds),
+        "clamp_share": (gradient.abs() >= clamp).float().mean(),
+        "step_length": (step_size * gradient.clamp(-clamp, clamp)).flatten(1).norm(dim=1).mean(),
+        "noise_length": ages.new_tensor(noise_std * math.sqrt(x[0].numel())),
+    }
+
+
+def saturation(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:
+    """Share of the components of x (B, *shape) that lie at the bounds, in [0, 1]."""
+    low, high = bounds or (-math.inf, math.inf)
+    return ((x <= low) | (x >= high)).float().mean()
+
+
+def split_rhat(x: Tensor) -> float:
+    """R̂ of a scalar along chains (T, B), each halved: 1 where all halves have one law, larger where not
+    (Gelman et al. 2013, "Bayesian Data Analysis", equation 11.4). NaN for chains that do not move."""
+    halves = _halves(x)
+    within = halves.var(dim=0).mean()
+    n = len(halves)
+    return float(((n - 1) / n + halves.mean(dim=0).var() / within).sqrt())
+
+
+def effective_sample_size(x: Tensor) -> float:
+    """Independent draws that chains (T, B) of a scalar are worth for its mean, from the autocorrelations up to
+    where a pair of them turns negative (Geyer 1992), over halved chains (Vehtari et al. 2021, section 3.2)."""
+    halves = _halves(x)
+    n, count = len(halves), halves.numel()
+    centred = halves - halves.mean(dim=0)
+    spectrum = torch.fft.rfft(centred, n=2 * n, dim=0).abs().square()
+    autocovariance = torch.fft.irfft(spectrum, n=2 * n, dim=0)[:n].mean(dim=1) / n
+    within = autocovariance[0] * n / (n - 1)
+    total = autocovariance[0] + halves.mean(dim=0).var()
+    correlation = 1 - (within - autocovariance) / total
+    correlation[0] = 1
+    pairs = correlation[: n // 2 * 2].view(-1, 2).sum(dim=1)
+    positive = int((pairs < 0).float().argmax()) if bool((pairs < 0).any()) else len(pairs)
+    time = -1 + 2 * float(pairs[:positive].cummin(dim=0).values.sum())
+    return count / max(time, 1 / math.log10(count))  # a bound for chains that swing: Vehtari et al. again
+
+
+def _halves(x: Tensor) -> Tensor:
+    n = len(x) // 2
+    return torch.cat([x[:n], x[-n:]], dim=1).double()
