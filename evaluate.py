@@ -65,10 +65,14 @@ def evaluate(cfg: DictConfig) -> None:
     print(f"pictures     {' '.join(str(file) for file in sorted(out.glob('*.png')))}")
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-def main(cfg: DictConfig) -> None:
+def launch(cfg: DictConfig) -> None:
     with one_line_errors():
         evaluate(cfg)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    launch(cfg)
 
 
 if __name__ == "__main__":
