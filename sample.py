@@ -23,7 +23,11 @@ def sampler_of(cfg: DictConfig, state: dict[str, Any]) -> SGLD:
     settings = dict(state["config"].get("sampler", {}))
     settings.pop("_target_", None)
     given: Any = OmegaConf.to_container(cfg.sampler, resolve=True)
-    return SGLD(**settings | {key: value for key, value in given.items() if value != "trained"})
+    settings |= {key: value for key, value in given.items() if value != "trained"}
+    try:
+        return SGLD(**settings)
+    except TypeError as error:  # the file names a setting that there is none of
+        raise checkpoint.CheckpointError(f"the checkpoint's sampler cannot be built: {error}") from error
 
 
 def given_images(path: str, shape: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,13 @@
-"""Train an energy-based model by contrastive divergence:  python train.py [experiment=tutorial] [key=value …]"""
+"""Train an energy-based model by contrastive divergence:  python train.py [experiment=tutorial] [key=value …]
+Go on with a run that was stopped or killed, bit for bit:  python train.py resume=RUN_DIR [train.epochs=100]"""
 
+import math
+import re
+import signal
+import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +19,34 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ebm import check, checkpoint, figures, metrics
+from ebm import check, checkpoint, figures, metrics, telemetry
 from ebm.buffer import ReplayBuffer
-from ebm.cli import one_line_errors, pick_device
+from ebm.cli import Signals, one_line_errors, pick_device
 from ebm.data import Batches, Dataset
+from ebm.guard import Guard
 from ebm.sampler import SGLD, uniform_noise
 from ebm.tracking import Tracker
+
+# What may differ when a run is resumed; anything else would make it another run.
+MAY_CHANGE = re.compile(r"device|data\.root|sampler\.threads|(guard|wandb)\..*|train\.(?!batch_size|grad_norm_clip).*")
+
+
+@dataclass
+class Loop:
+    """Where the training is: what evolves besides the parts."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training steps alone
+    best: float = math.inf  # val/cd
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of the logs since the last read-back, on the device
+    steps_logged: int = 0
+    seconds_logged: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 def check_numbers(cfg: DictConfig) -> None:
@@ -25,13 +54,14 @@ def check_numbers(cfg: DictConfig) -> None:
     check.number("seed", cfg.seed, 0, 2**63 - 2, integer=True)
     if cfg.train.epochs is cfg.train.max_steps is cfg.train.max_minutes is None:
         raise ValueError("one of train.epochs, train.max_steps and train.max_minutes must be set, got none")
-    for key in ("epochs", "max_steps"):
+    for key in ("epochs", "max_steps", "save_every_steps"):
         if cfg.train[key] is not None:
             check.number(f"train.{key}", cfg.train[key], 1, integer=True)
-    if cfg.train.max_minutes is not None:
-        check.number("train.max_minutes", cfg.train.max_minutes, 0, open_low=True)
+    for key in ("max_minutes", "save_every_minutes"):
+        if cfg.train[key] is not None:
+            check.number(f"train.{key}", cfg.train[key], 0, open_low=True)
     check.number("train.grad_norm_clip", cfg.train.grad_norm_clip, 0, open_low=True)
-    for key in ("log_every", "validate_every_epochs", "sample_every_epochs", "sample_steps", "eval_batch_size"):
+    for key in ("log_every", "validate_every_epochs", "sample_every_epochs", "sample_steps", "eval_batch_size", "keep"):
         check.number(f"train.{key}", cfg.train[key], 1, integer=True)
 
 
@@ -42,6 +72,20 @@ def build_energy(cfg: DictConfig, dataset: Dataset) -> tuple[nn.Module, dict[str
     with torch.random.fork_rng(devices=[]):  # constructors of modules take no generator
         torch.set_rng_state(torch.Generator().manual_seed(cfg.seed).get_state())
         return instantiate(config, _convert_="all"), config
+
+
+def read_back(loop: Loop, chains: Mapping[str, Tensor], batch_size: int) -> dict[str, float]:
+    """The means of the logs since the last read-back and statistics of the chains, in one transfer from the device."""
+    count = loop.step - loop.steps_logged
+    means = {f"train/{name}": total / count for name, total in loop.sums.items()}
+    means |= {f"chain/{name}": value for name, value in chains.items()}
+    values = torch.stack([value.float() for value in means.values()]).tolist()
+    numbers = dict(zip(means, values, strict=True))
+    fresh, score = numbers.pop("train/fresh"), numbers.pop("train/fresh_score")  # their number, their scores' sum
+    if 0 < fresh < batch_size:
+        numbers["chain/score_fresh"] = score / fresh
+        numbers["chain/score_old"] = (numbers["train/score_fake"] * batch_size - score) / (batch_size - fresh)
+    return numbers
 
 
 def validate(energy: nn.Module, real: Tensor, noise: Tensor, noise_1024: Tensor, **how: Any) -> dict[str, float]:
@@ -57,30 +101,91 @@ def validate(energy: nn.Module, real: Tensor, noise: Tensor, noise_1024: Tensor,
 
 
 def draw_samples(
-    folder: Path, step: int, energy: nn.Module, sampler: SGLD, buffer: ReplayBuffer, steps: int, seed: int
-) -> dict[str, Path]:
-    """PNG files of 8 chains from noise, each a strip of 8 snapshots, and of 32 random chains of the buffer."""
+    run_dir: Path,
+    step: int,
+    energy: nn.Module,
+    sampler: SGLD,
+    buffer: ReplayBuffer,
+    real: Tensor,
+    steps: int,
+    seed: int,
+) -> tuple[dict[str, Path], dict[str, float]]:
+    """PNG files: 8 chains from noise, each a strip of 8 snapshots; 32 random chains of the buffer; histograms of
+    scores and ages. And numbers: how well the long chains mix, and how far short ones fall behind them."""
     device = buffer.chains.device
     generator = torch.Generator(device).manual_seed(seed)  # the same start each time, to compare over training
     noise = uniform_noise((8, *buffer.chains.shape[1:]), generator)
-    every = max(steps // 8, 1)
-    trace = sampler.trace(energy, noise, generator, every=every, steps=steps)[1:]
-    chosen = torch.randperm(buffer.size, generator=generator, device=device)[:32]
-    folder.mkdir(exist_ok=True)
-    files = {name: folder / f"{name}_{step:06d}.png" for name in ("generation", "buffer")}
-    figures.strips(files["generation"], trace, [min(every * (i + 1), steps) for i in range(len(trace))])
-    figures.grid(files["buffer"], buffer.chains[chosen])
-    return {f"samples/{name}": file for name, file in files.items()}
+    every = max(steps // 256, 1)
+    trace = sampler.trace(energy, noise, generator, every=every, steps=steps)
+    shown = sorted({-(-i * (len(trace) - 1) // 8) for i in range(1, 9)})
+    chosen = torch.randperm(buffer.size, generator=generator, device=device)
+    files = {key: run_dir / f"{key}_{step:06d}.png" for key in ("samples/generation", "samples/buffer", "chain/state")}
+    for file in files.values():
+        file.parent.mkdir(exist_ok=True)
+    figures.strips(files["samples/generation"], trace[shown], [min(every * i, steps) for i in shown])
+    figures.grid(files["samples/buffer"], buffer.chains[chosen[:32]])
+
+    scored = {"buffer": buffer.chains[chosen[:512]], "real": real[:512]}
+    scores = {name: metrics.scores(energy, x, device=device) for name, x in scored.items()}
+    figures.chains(files["chain/state"], scores, buffer.ages[: buffer.size].cpu().numpy())
+    along = torch.from_numpy(metrics.scores(energy, trace.flatten(0, 1), device=device)).view(len(trace), -1)
+    numbers = {
+        "chain/score_short_run": float(along[min(-(-sampler.steps // every), len(along) - 1)].mean()),
+        "chain/score_long_run": float(along[-1].mean()),
+    }
+    numbers["chain/short_long_gap"] = numbers["chain/score_long_run"] - numbers["chain/score_short_run"]
+    settled = along[len(along) // 2 :]  # the way down from noise is not the chain's law
+    if len(settled) >= 16 and bool((settled.std(dim=0) > 0).all()):
+        numbers["chain/ess"] = telemetry.effective_sample_size(settled)
+        numbers["chain/split_rhat"] = telemetry.split_rhat(settled)
+    return files, numbers
 
 
-def train(cfg: DictConfig, run_dir: Path) -> None:
-    """Build the parts, run the loop, leave config.yaml, metrics.jsonl, checkpoints/ and samples/ in `run_dir`."""
+def restore(parts: Mapping[str, Any], generator: torch.Generator, state: dict[str, Any], source: Path) -> None:
+    """Give the parts and the generator their states back. Raises CheckpointError where one does not fit."""
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        generator.set_state(state["generator"])
+        for parameter, moments in parts["optimizer"].state.items():
+            for key, value in moments.items():
+                if (value.numel() > 1 and value.shape != parameter.shape) or not bool(torch.isfinite(value).all()):
+                    raise ValueError(f"the optimizer's {key} is not finite or of another shape than its weights")
+        parts["loop"].sums = {name: value.to(generator.device) for name, value in parts["loop"].sums.items()}
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise checkpoint.CheckpointError(f"{source}: its checkpoint does not fit this run: {error!r}") from error
+
+
+def roll_back(run_dir: Path, parts: Mapping[str, Any], generator: torch.Generator, seed: int) -> None:
+    """Back to the last checkpoint that was healthy when it was taken, weights, optimizer and chains, with another
+    seed. If the rollback before did not get beyond this step, to one before the checkpoint that it went back to."""
+    guard, loop = parts["guard"], parts["loop"]
+    files = checkpoint.healthy(run_dir / "checkpoints")
+    earlier = [file for file in files if checkpoint.step_of(file) < guard.before(loop.step)] or files[:1]
+    state = checkpoint.newest_whole(reversed(earlier), run_dir)
+    diverged, seconds = loop.step, loop.seconds
+    restore({name: part for name, part in parts.items() if name != "guard"}, generator, state, run_dir)
+    loop.seconds_logged += seconds - loop.seconds  # the time is spent: only the steps come back
+    loop.seconds = seconds
+    guard.rolled_back(diverged, loop.step)
+    generator.manual_seed((seed + 1_000_003 * len(guard.rollbacks)) % 2**63)
+    for file in files:
+        if checkpoint.step_of(file) > loop.step:
+            file.unlink()
+
+
+def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -> int:
+    """Build the parts, run the loop, leave config.yaml, metrics.jsonl, checkpoints/ and samples/ in `run_dir`.
+
+    With the `state` of a checkpoint, go on from there. Returns the signal that stopped it, 0 for none.
+    """
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_numbers(cfg)
     device = pick_device(cfg.device)
     sampler: SGLD = instantiate(cfg.sampler, _convert_="all")
     loss_function = instantiate(cfg.loss, _convert_="all")
     scheduler = instantiate(cfg.scheduler)
+    guard: Guard = instantiate(cfg.guard)
     dataset: Dataset = instantiate(cfg.data)
     energy, energy_config = build_energy(cfg, dataset)
     energy.to(memory_format=torch.channels_last).to(device)  # faster convolutions
@@ -97,76 +202,133 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     noise_1024 = uniform_noise((1024, *dataset.shape), noise_generator)
 
     lr = optimizer.param_groups[0]["lr"]
-    step, best = 0, float("inf")
     step_limits = [cfg.train.max_steps, cfg.train.epochs and cfg.train.epochs * batches.steps_per_epoch]
-    max_steps = min((limit for limit in step_limits if limit), default=None)
-    max_seconds = cfg.train.max_minutes and 60 * cfg.train.max_minutes
-    seconds = 0.0  # of training steps alone
-    sums: dict[str, Tensor] = {}  # of the logs since the last read-back, on the device
-    steps_logged, seconds_logged = 0, 0.0
+    max_steps = min((limit for limit in step_limits if limit), default=math.inf)
+    max_seconds = 60 * (cfg.train.max_minutes or math.inf)
+    save_every_steps = cfg.train.save_every_steps or math.inf
+    save_every_seconds = 60 * (cfg.train.save_every_minutes or math.inf)
+    loop = Loop()
+    parts = {
+        "energy": energy,
+        "optimizer": optimizer,
+        "buffer": buffer,
+        "batches": batches,
+        "guard": guard,
+        "loop": loop,
+    }
+    if state:
+        restore(parts, generator, state, run_dir)
+        if max(loop.step / max_steps, loop.seconds / max_seconds) >= 1:
+            raise ValueError(f"resume={run_dir} is complete at step {loop.step}: set train.epochs, max_steps or "
+                             "max_minutes to more to go on longer")  # fmt: skip
+    maintained = loop.step  # a checkpoint is taken after the maintenance of its step: that is not done again
+    save_now = state is None  # a run can always be resumed, and rolled back
+    saved_at = time.monotonic()
+    x_data = x_model = torch.empty(0)  # of the last step
 
     with (
-        Tracker(run_dir, config, **config["wandb"]) as tracker,
-        tqdm(total=max_steps, unit="step", dynamic_ncols=True) as bar,
+        Signals() as signals,
+        Tracker(run_dir, config, **config["wandb"], state=state and state["tracker"]) as tracker,
+        tqdm(
+            total=None if max_steps == math.inf else max_steps, initial=loop.step, unit="step", dynamic_ncols=True
+        ) as bar,
     ):
-        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        checkpoint.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
         while True:
+            step = loop.step
             epoch, position = divmod(step, batches.steps_per_epoch)
-            progress = max(step / max_steps if max_steps else 0.0, seconds / max_seconds if max_seconds else 0.0)
+            progress = max(step / max_steps, loop.seconds / max_seconds)
             done = progress >= 1
-            epoch_ends = step > 0 and position == 0
+            due = step > maintained
+            epoch_ends = due and position == 0
+            reads = due and (step % cfg.train.log_every == 0 or done)
+            validates = done or (epoch_ends and epoch % cfg.train.validate_every_epochs == 0)
+            samples = done or (epoch_ends and epoch % cfg.train.sample_every_epochs == 0)
+            stop = signals.stop
+            saves = (
+                validates
+                or save_now
+                or signals.save
+                or stop > 0
+                or (due and step % save_every_steps == 0)
+                or time.monotonic() - saved_at >= save_every_seconds
+            )
+            trouble, is_best = None, False
 
-            if step > steps_logged and (step % cfg.train.log_every == 0 or done):
-                count = step - steps_logged
-                numbers = {f"train/{name}": float(total) / count for name, total in sums.items()}
-                rate = count / (seconds - seconds_logged)
+            if reads:
+                chains = telemetry.chain_statistics(sampler, energy, buffer, x_data, x_model)
+                numbers = read_back(loop, chains, cfg.train.batch_size)
+                rate = (step - loop.steps_logged) / (loop.seconds - loop.seconds_logged)
                 numbers["train/lr"] = optimizer.param_groups[0]["lr"]
                 numbers["train/images_per_s"] = rate * cfg.train.batch_size
                 numbers["train/sgld_steps_per_s"] = rate * sampler.steps
-                tracker.log(step, epoch, numbers)
-                bar.set_postfix_str(
-                    f"loss {numbers['train/loss']:.4f}, score gap {-numbers['train/cd']:+.4f}, "
-                    f"{numbers['train/images_per_s']:.0f} images/s"
-                )
-                sums, steps_logged, seconds_logged = {}, step, seconds
+                trouble = guard.check(numbers)
+                if guard.finite(numbers):
+                    for kind in ("train/", "chain/"):
+                        of_kind = {name: value for name, value in numbers.items() if name.startswith(kind)}
+                        tracker.log(step, epoch, of_kind)
+                    bar.set_postfix_str(
+                        f"loss {numbers['train/loss']:.4f}, score gap {-numbers['train/cd']:+.4f}, "
+                        f"{numbers['train/images_per_s']:.0f} images/s"
+                    )
+                if step % cfg.train.log_every == 0:  # the last, odd interval goes on if the run is made longer
+                    loop.sums, loop.steps_logged, loop.seconds_logged = {}, step, loop.seconds
 
-            validates = done or (epoch_ends and epoch % cfg.train.validate_every_epochs == 0)
-            if validates:
+            if trouble is None and (validates or samples or saves):
+                trouble = guard.check_finite(energy, buffer.chains[: buffer.size])
+
+            halts = trouble is not None and guard.decide(trouble) != "warn"
+            if validates and not halts:
                 numbers = validate(
                     energy, dataset.test, val_noise, noise_1024, batch_size=cfg.train.eval_batch_size, device=device
                 )
                 tracker.log(step, epoch, numbers)
+                trouble = trouble or guard.check(numbers)
+                is_best = guard.healthy and numbers["val/cd"] < loop.best
+                loop.best = numbers["val/cd"] if is_best else loop.best
 
-            if done or (epoch_ends and epoch % cfg.train.sample_every_epochs == 0):
-                pictures = draw_samples(
-                    run_dir / "samples", step, energy, sampler, buffer, cfg.train.sample_steps, cfg.seed
+            if trouble:
+                action = guard.decide(trouble)
+                tracker.alert(step, epoch, trouble, action)
+                tqdm.write(f"guard: step {step}: {trouble}: {action}", file=sys.stderr)
+                if action == "stop":
+                    raise ValueError(
+                        f"the training diverged at step {step} ({trouble}), {len(guard.rollbacks)} rollbacks before: "
+                        "lower optimizer.lr or raise sampler.steps; the checkpoints step_*.pt and best.pt were healthy"
+                    )
+                if action == "rollback":
+                    roll_back(run_dir, parts, generator, cfg.seed)
+                    maintained, save_now = loop.step, True
+                    bar.n = loop.step
+                    continue
+
+            if samples:
+                pictures, numbers = draw_samples(
+                    run_dir, step, energy, sampler, buffer, dataset.test, cfg.train.sample_steps, cfg.seed
                 )
+                tracker.log(step, epoch, numbers)
                 for key, file in pictures.items():
                     tracker.log_picture(step, epoch, key, file)
 
-            if validates:
-                is_best, best = numbers["val/cd"] < best, min(best, numbers["val/cd"])
-                state = {
-                    "energy": energy.state_dict(),
-                    "energy_config": energy_config,
-                    "optimizer": optimizer.state_dict(),
-                    "buffer": buffer.state_dict(),
-                    "batches": batches.state_dict(),
+            if saves:
+                snapshot = {name: part.state_dict() for name, part in parts.items()} | {
                     "generator": generator.get_state(),
+                    "tracker": tracker.state_dict(),
+                    "energy_config": energy_config,
                     "config": config,
+                    "healthy": guard.healthy,
                     "step": step,
                     "epoch": epoch,
-                    "best": best,
                 }
-                checkpoint.save(run_dir / "checkpoints" / "last.pt", state)
-                if is_best:
-                    checkpoint.save(run_dir / "checkpoints" / "best.pt", state)
+                checkpoint.save_run(run_dir / "checkpoints", snapshot, cfg.train.keep, best=is_best)
+                save_now = signals.save = False
+                saved_at = time.monotonic()
 
-            if done:
+            if done or stop:
                 break
 
             start = time.perf_counter()
-            optimizer.param_groups[0]["lr"] = lr * scheduler(epoch, progress)
+            optimizer.param_groups[0]["lr"] = lr * guard.lr_scale * scheduler(epoch, progress)
             x_data = batches.next()
             chains, places, ages = buffer.draw(len(x_data), generator)
             x_model = sampler(energy, chains, generator)
@@ -176,17 +338,23 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
             loss.backward()
             logs["grad_norm"] = nn.utils.clip_grad_norm_(energy.parameters(), cfg.train.grad_norm_clip)
             optimizer.step()
-            sums = {name: sums[name] + value if name in sums else value for name, value in logs.items()}
-            step += 1
+            logs |= telemetry.fresh_scores(-logs.pop("e_model"), ages)
+            loop.sums = {name: loop.sums[name] + value if name in loop.sums else value for name, value in logs.items()}
+            loop.step += 1
             bar.update()
-            seconds += time.perf_counter() - start
+            loop.seconds += time.perf_counter() - start
 
+    if not done:
+        name = signal.Signals(stop).name
+        print(f"{name}: saved at step {loop.step}; go on with  python train.py resume={run_dir}")
+        return stop
     print_whereabouts(run_dir, pictures, tracker)
+    return 0
 
 
 def print_whereabouts(run_dir: Path, pictures: dict[str, Path], tracker: Tracker) -> None:
     shown = Path(run_dir).relative_to(Path.cwd()) if Path(run_dir).is_relative_to(Path.cwd()) else run_dir
-    print(f"pictures     {' '.join(str(shown / 'samples' / file.name) for file in pictures.values())}")
+    print(f"pictures     {' '.join(str(shown / file.relative_to(run_dir)) for file in pictures.values())}")
     print(f"checkpoint   {shown}/checkpoints/last.pt")
     if tracker.wandb_dir:
         print(f"W&B run      {tracker.wandb_dir}")
@@ -194,18 +362,60 @@ def print_whereabouts(run_dir: Path, pictures: dict[str, Path], tracker: Tracker
     print(f"             python evaluate.py checkpoint={shown}")
 
 
-def launch(cfg: DictConfig, run_dir: Path) -> None:
+def resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path, dict[str, Any]]:
+    """The configuration of the run resume=RUN_DIR under the `overrides` given now, its directory, and its newest whole
+    checkpoint. Raises ValueError, with what differs, for what would make it another run."""
+    run_dir = Path(str(cfg.resume))
+    if not (run_dir / "config.yaml").is_file():
+        raise ValueError(f"resume={run_dir} is not the directory of a run: it has no config.yaml")
+    state = checkpoint.load(run_dir)
+    if "loop" not in state:
+        raise checkpoint.CheckpointError(
+            f"resume={run_dir}: its checkpoint holds an energy, but no state to go on from"
+        )
+    given = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    ours = OmegaConf.load(run_dir / "config.yaml")
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key.partition(".")[0] not in given:
+            raise ValueError(f"resume={run_dir} goes on with the run's own configuration: leave out {override}")
+        OmegaConf.update(ours, key, OmegaConf.select(given, key), merge=False)
+    ours.resume = None
+    was, now = flat(state["config"]), flat(OmegaConf.to_container(ours))
+    differences = [
+        f"{key} is {was.get(key)} there and {now.get(key)} here"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key) and not MAY_CHANGE.fullmatch(key)
+    ]
+    if differences:
+        raise ValueError(f"resume={run_dir} would be another run: {'; '.join(differences)}")
+    return DictConfig(ours), run_dir, state
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    return {k: v for key, value in config.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def launch(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = ()) -> None:
     with one_line_errors():
         try:
-            train(cfg, run_dir)
+            stopped_by = train(cfg, run_dir) if cfg.resume is None else train(*resumed(cfg, overrides))
         finally:
-            if not any(run_dir.iterdir()):
-                run_dir.rmdir()  # nothing came of it: leave no empty directory
+            folder = run_dir
+            while folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
+                folder.rmdir()  # nothing came of it: leave no empty directory
+                folder = folder.parent
+    if stopped_by:
+        sys.exit(128 + stopped_by)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
-    launch(cfg, Path(HydraConfig.get().runtime.output_dir))
+    hydra_config = HydraConfig.get()
+    launch(cfg, Path(hydra_config.runtime.output_dir), hydra_config.overrides.task)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,15 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.size, self.front = len(state["chains"]), state["front"]
-        self.chains[: self.size] = state["chains"]
-        self.ages[: self.size] = state["ages"]
+        """Raises ValueError where `state` is that of another buffer."""
+        size, front = len(state["chains"]), state["front"]
+        fits = state["chains"].shape[1:] == self.chains.shape[1:] and state["ages"].shape == (size,)
+        full = size == self.capacity or self.policy == "fifo"
+        if not (fits and full and 0 < size <= self.capacity and 0 <= front < self.capacity):
+            raise ValueError(f"the buffer's chains are {tuple(state['chains'].shape)}, not {tuple(self.chains.shape)}")
+        self.size, self.front = size, front
+        self.chains[:size] = state["chains"]
+        self.ages[:size] = state["ages"]
         self.class_means = state["class_means"]
+        if self.class_means is not None:
+            self.class_means = self.class_means.to(self.chains.device)

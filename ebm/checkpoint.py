@@ -26,26 +26,31 @@ class CheckpointError(ValueError):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` beside `path`, flush it to the disk and rename: `path` is always a whole checkpoint.
-
-    Raises OSError where the disk is full or read-only; `path` is then as it was.
-    """
+    """Write `state` to `path`, as `write_whole` does: a zip file as torch.save writes it, whose comment is the
+    SHA-256 of what stands before."""
     memory = io.BytesIO()
     torch.save({"format": FORMAT} | state, memory)
     content = memory.getbuffer()
     content[-2:] = struct.pack("<H", len(MARK) + 64)  # a zip file ends with the length of its comment
+    write_whole(path, content, MARK + hashlib.sha256(content).hexdigest().encode())
+
+
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Write `parts` beside `path`, flush them to the disk and rename: `path` is always a whole file.
+
+    Raises OSError where the disk is full or read-only; `path` is then as it was.
+    """
     aside = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as file:
-            file.write(content)
-            file.write(MARK + hashlib.sha256(content).hexdigest().encode())
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         _rename(aside, path)
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"{path} cannot be written ({reason}); the checkpoints written before are whole") from error
+        raise OSError(f"{path} cannot be written ({reason}); what was written there before is whole") from error
     finally:
         with suppress(OSError):
             aside.unlink()
@@ -79,7 +84,12 @@ def save_run(folder: Path, state: dict[str, Any], keep: int, best: bool) -> None
 
 def healthy(folder: Path) -> list[Path]:
     """The checkpoints step_….pt of `folder`, which were healthy when they were taken, oldest first."""
-    return sorted(folder.glob("step_*.pt"), key=lambda file: (len(file.name), file.name))
+    return sorted(folder.glob("step_[0-9]*.pt"), key=step_of)
+
+
+def step_of(file: Path) -> int:
+    """500 of step_000500.pt."""
+    return int(file.stem.removeprefix("step_"))
 
 
 def load(path: str | Path) -> dict[str, Any]:

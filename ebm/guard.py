@@ -70,12 +70,22 @@ class Guard:
         """The factor of the learning rate after the rollbacks so far."""
         return self.lr_factor ** len(self.rollbacks)
 
-    @property
-    def exhausted(self) -> bool:
-        return len(self.rollbacks) >= self.max_rollbacks
+    @staticmethod
+    def finite(numbers: Mapping[str, float]) -> bool:
+        return all(math.isfinite(value) for value in numbers.values())
+
+    def decide(self, trouble: str) -> str:
+        """rollback, stop or warn: what is to be done about a test that fired."""
+        if self.action == "warn" and trouble.startswith("not_finite"):
+            return "stop"  # nothing comes of a NaN any more
+        if self.action == "rollback" and len(self.rollbacks) >= self.max_rollbacks:
+            return "stop"
+        return self.action
 
     def check(self, numbers: Mapping[str, float]) -> str | None:
         """The test that fires on the logged `numbers`, and why, in a line; None while all is well."""
+        if self.action == "off":
+            return None
         for key, value in numbers.items():
             if not math.isfinite(value):
                 return f"not_finite: {key} is {value}"
@@ -84,12 +94,15 @@ class Guard:
             if limit is None:
                 continue
             self.strikes[name] = self.strikes[name] + 1 if value > limit else 0
-            if self.strikes[name] >= self.patience:
+            needed = 1 if name == "noise_score" else self.patience  # validations are rare, and many images
+            if self.strikes[name] and self.strikes[name] % needed == 0:  # with `warn`, not at each read-back
                 return f"{name}: {TESTS[name].format(value)} (guard.{name}={limit:g})"
         return None
 
     def check_finite(self, energy: nn.Module, chains: Tensor) -> str | None:
-        """`not_finite`, if a weight or a chain is; reads both through, so for where they are saved, not for each step."""
+        """`not_finite`, if a weight or a chain is not: reads all of them, so for where they are saved."""
+        if self.action == "off":
+            return None
         for key, value in [*energy.state_dict().items(), ("chains", chains)]:
             if not bool(torch.isfinite(value).all()):
                 return f"not_finite: {key} is not finite"

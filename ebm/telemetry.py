@@ -38,6 +38,12 @@ def chain_statistics(
     }
 
 
+def fresh_scores(scores: Tensor, ages: Tensor) -> dict[str, Tensor]:
+    """Number and sum of the `scores` (B,) of chains that came from noise K steps ago: those drawn at age 0."""
+    fresh = (ages == 0).float()
+    return {"fresh": fresh.sum(), "fresh_score": (scores * fresh).sum()}
+
+
 def saturation(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:
     """Share of the components of x (B, *shape) that lie at the bounds, in [0, 1]."""
     low, high = bounds or (-math.inf, math.inf)

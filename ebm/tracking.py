@@ -81,7 +81,9 @@ class Tracker:
         """A record of what the guard saw and what is done, and a W&B alert."""
         self._record({"step": step, "epoch": epoch, "guard/saw": text, "guard/action": action})
         if self.run:
-            self.run.alert(title=f"guard: {text.partition(':')[0]}", text=f"step {step}: {text}: {action}", level="WARN")
+            self.run.alert(
+                title=f"guard: {text.partition(':')[0]}", text=f"step {step}: {text}: {action}", level="WARN"
+            )
 
     def log_picture(self, step: int, epoch: int, key: str, path: Path) -> None:
         """A PNG file of the run directory under `key`, captioned with the step."""
