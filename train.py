@@ -81,9 +81,10 @@ def read_back(loop: Loop, chains: Mapping[str, Tensor], batch_size: int) -> dict
     means |= {f"chain/{name}": value for name, value in chains.items()}
     values = torch.stack([value.float() for value in means.values()]).tolist()
     numbers = dict(zip(means, values, strict=True))
-    fresh, score = numbers.pop("train/fresh"), numbers.pop("train/fresh_score")  # their number, their scores' sum
+    fresh, score, reached = (numbers.pop(f"train/fresh{what}") for what in ("", "_score", "_reached"))  # a step
     if 0 < fresh < batch_size:
         numbers["chain/score_fresh"] = score / fresh
+        numbers["chain/fresh_reached"] = reached / fresh
         numbers["chain/score_old"] = (numbers["train/score_fake"] * batch_size - score) / (batch_size - fresh)
     return numbers
 
@@ -262,7 +263,7 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
                 numbers["train/lr"] = optimizer.param_groups[0]["lr"]
                 numbers["train/images_per_s"] = rate * cfg.train.batch_size
                 numbers["train/sgld_steps_per_s"] = rate * sampler.steps
-                trouble = guard.check(numbers)
+                trouble = guard.check(step, numbers)
                 if guard.finite(numbers):
                     for kind in ("train/", "chain/"):
                         of_kind = {name: value for name, value in numbers.items() if name.startswith(kind)}
@@ -283,7 +284,7 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
                     energy, dataset.test, val_noise, noise_1024, batch_size=cfg.train.eval_batch_size, device=device
                 )
                 tracker.log(step, epoch, numbers)
-                trouble = trouble or guard.check(numbers)
+                trouble = trouble or guard.check(step, numbers)
                 is_best = guard.healthy and numbers["val/cd"] < loop.best
                 loop.best = numbers["val/cd"] if is_best else loop.best
 

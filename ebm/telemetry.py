@@ -39,9 +39,14 @@ def chain_statistics(
 
 
 def fresh_scores(scores: Tensor, ages: Tensor) -> dict[str, Tensor]:
-    """Number and sum of the `scores` (B,) of chains that came from noise K steps ago: those drawn at age 0."""
+    """Of the `scores` (B,) of chains that came from noise K steps ago, those drawn at age 0: how many, their sum, and
+    how many came within three standard deviations of the other chains' mean, or above. No transfer from the device."""
     fresh = (ages == 0).float()
-    return {"fresh": fresh.sum(), "fresh_score": (scores * fresh).sum()}
+    old = 1 - fresh
+    mean = (scores * old).sum() / old.sum()
+    std = ((scores - mean).square() * old).sum().div(old.sum()).sqrt()
+    reached = (scores >= mean - 3 * std).float() * fresh  # none where no chain is old: NaN is not larger
+    return {"fresh": fresh.sum(), "fresh_score": (scores * fresh).sum(), "fresh_reached": reached.sum()}
 
 
 def saturation(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:

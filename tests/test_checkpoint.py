@@ -1,0 +1,295 @@
+"""Checkpoint files: whole or not there, never a surprise in them, whoever wrote them."""
+
+import io
+import os
+import pickle
+import resource
+import struct
+import zipfile
+import zlib
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ebm import checkpoint
+from ebm.checkpoint import CheckpointError, build_energy, load, load_energy, save, save_run
+from ebm.energies import ConvEnergy, MLPEnergy
+
+
+def state_of(energy, config, step=0, **more):
+    state = {"energy": energy.state_dict(), "energy_config": config, "config": {}, "step": step, "epoch": 0}
+    return state | {"healthy": True} | more
+
+
+def tiny(seed=0, step=0, **more):
+    torch.manual_seed(seed)
+    config = {"_target_": "ebm.energies.MLPEnergy", "shape": [2], "hidden": 3, "depth": 1}
+    chains = torch.rand(4, 2)
+    buffer = {"chains": chains, "ages": torch.arange(4), "front": 0, "class_means": None}
+    return state_of(MLPEnergy([2], 3, 1), config, step, buffer=buffer, **more)
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+# --- written whole, kept, found again
+
+
+def test_round_trip_keeps_bits_and_plain_values(tmp_path):
+    state = tiny(step=7, best=float("inf"), config={"a": [1, None, "x"], "b": {"c": 1e-3}})
+    save(tmp_path / "a.pt", state)
+    got = load(tmp_path / "a.pt")
+    assert got["config"] == state["config"] and got["best"] == float("inf") and got["step"] == 7
+    assert all(torch.equal(got["energy"][key], value) for key, value in state["energy"].items())
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:  # a zip file like any other, too
+        assert archive.testzip() is None and archive.comment.startswith(b"sha256:")
+    assert names(tmp_path) == {"a.pt"}
+
+
+def test_keeps_the_last_healthy_ones_and_the_best(tmp_path):
+    for step in range(0, 60, 10):
+        save_run(tmp_path, tiny(step=step, healthy=step != 50), keep=2, best=step == 20)
+    assert names(tmp_path) == {"last.pt", "best.pt", "step_000030.pt", "step_000040.pt"}
+    steps = {path.name: load(path)["step"] for path in tmp_path.iterdir()}
+    assert steps == {"last.pt": 50, "best.pt": 20, "step_000030.pt": 30, "step_000040.pt": 40}
+
+
+def test_without_hard_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("none here")))
+    save_run(tmp_path, tiny(step=3), keep=2, best=True)
+    assert names(tmp_path) == {"last.pt", "best.pt", "step_000003.pt"}
+    assert load(tmp_path / "best.pt")["step"] == 3
+
+
+@pytest.mark.parametrize("damage", ["half", "flipped", "empty", "zeros at the end"])
+def test_a_torn_newest_checkpoint_is_named_and_passed_over(tmp_path, damage):
+    for step in (10, 20):
+        save_run(tmp_path / "checkpoints", tiny(step=step), keep=3, best=False)
+    last = tmp_path / "checkpoints/last.pt"
+    content = bytearray(last.read_bytes())
+    if damage == "half":
+        content = content[: len(content) // 2]
+    elif damage == "flipped":
+        content[len(content) // 3] ^= 1
+    elif damage == "empty":
+        content = bytearray()
+    else:
+        content[-500:] = bytes(500)
+    last.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"last\.pt is torn.*passing it over"):
+        assert load(tmp_path)["step"] == 10
+
+
+def test_a_run_without_a_whole_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="not a run"):
+        load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.pt").write_bytes(b"PK")
+    with pytest.warns(UserWarning, match="passing it over"), pytest.raises(CheckpointError, match="no whole"):
+        load(tmp_path)
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    """RLIMIT_FSIZE makes write() fail midway, as a full disk does."""
+    save_run(tmp_path, tiny(step=1), keep=2, best=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"last\.pt cannot be written \(File too large\)"):
+            save_run(tmp_path, tiny(step=2), keep=2, best=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_path_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written"):
+        save(tmp_path / "file" / "last.pt", tiny())
+
+
+# --- hostile files
+
+
+class Payload:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_pickle_payload_is_not_executed(tmp_path):
+    proof = tmp_path / "executed"
+    for i, content in enumerate([Payload(proof), tiny() | {"config": Payload(proof)}]):
+        file = tmp_path / f"{i}.pt"
+        torch.save(content, file)
+        with pytest.raises(CheckpointError, match="torn or not a checkpoint"):
+            load(file)
+        file.write_bytes(pickle.dumps(content))
+        with pytest.raises(CheckpointError, match="torn or not a checkpoint"):
+            load(file)
+    assert not proof.exists()
+
+
+def rezipped(content, change):
+    """The zip file with its entries passed through change(name, data) → (data, compression)."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            data, compression = change(name, old.read(name))
+            new.writestr(name, data, compression)
+    return out.getvalue()
+
+
+def test_zip_bombs(tmp_path):
+    save(tmp_path / "a.pt", tiny())
+    content = (tmp_path / "a.pt").read_bytes()
+    bomb = rezipped(content, lambda name, data: (data + bytes(10**7) * ("data/" in name), zipfile.ZIP_DEFLATED))
+    (tmp_path / "bomb.pt").write_bytes(bomb)
+    with pytest.raises(CheckpointError, match="compressed"):
+        load(tmp_path / "bomb.pt")
+    stored = bytearray(rezipped(content, lambda name, data: (data, zipfile.ZIP_STORED)))
+    at = stored.rfind(b"PK\x01\x02")  # the last entry of the directory: its sizes lie
+    stored[at + 20 : at + 28] = struct.pack("<II", 2**31, 2**31)
+    (tmp_path / "lie.pt").write_bytes(stored)
+    with pytest.raises(CheckpointError, match=r"declares \d+ bytes"):
+        load(tmp_path / "lie.pt")
+
+
+def conv(**config):
+    energy = ConvEnergy((1, 8, 8), 2)
+    return state_of(energy, {"_target_": "ebm.energies.ConvEnergy", "shape": [1, 8, 8], "hidden": 2} | config)
+
+
+def with_weights(**weights):
+    state = conv()
+    return state | {"energy": state["energy"] | {name.replace("__", "."): value for name, value in weights.items()}}
+
+
+HOSTILE = {
+    "not finite": lambda: with_weights(layers__11__bias=torch.tensor([float("nan")])),
+    "float64": lambda: with_weights(layers__11__bias=torch.zeros(1, dtype=torch.float64)),
+    r"is float32 \(2,\), not float32 \(1,\)": lambda: with_weights(layers__11__bias=torch.zeros(2)),
+    "extra is unknown": lambda: with_weights(extra=torch.zeros(1)),
+    "missing": lambda: conv() | {"energy": {}},
+    "no plain tensor": lambda: with_weights(layers__11__bias=[0.0]),
+    "weights layers.0.weight are no": lambda: with_weights(layers__0__weight=torch.zeros(1).expand(10**6, 10**6)),
+    "energy is list": lambda: conv() | {"energy": [1]},
+    "holds no energy": lambda: {"config": {}},
+    "format 99": lambda: conv() | {"format": 99},
+    "config is str": lambda: conv() | {"config": "os.system"},
+    "shape is": lambda: conv(shape=[1, -8, 8]),
+    "shape is None": lambda: conv(shape=None),
+    "larger than": lambda: conv(hidden=10**9),
+    "another architecture": lambda: conv(hidden=30000),
+    "unexpected keyword": lambda: conv(code="print()"),
+    "os.system cannot be imported": lambda: conv(_target_="os.system"),
+    "antigravity.fly cannot be imported": lambda: conv(_target_="antigravity.fly"),
+    "not an energy": lambda: conv(_target_="ebm.sampler.SGLD"),
+    "Linear is not an energy": lambda: conv(_target_="torch.nn.Linear"),
+    "buffer.chains": lambda: conv() | {"buffer": {"chains": torch.zeros(3, 2), "ages": torch.zeros(3)}},
+    "buffer.ages": lambda: conv() | {"buffer": {"chains": torch.zeros(3, 1, 8, 8), "ages": torch.zeros(3)}},
+    "buffer is no dict": lambda: conv() | {"buffer": 1},
+}
+
+
+@pytest.mark.parametrize("reason", HOSTILE)
+def test_refuses_with_the_reason(tmp_path, reason):
+    torch.save({"format": checkpoint.FORMAT} | HOSTILE[reason](), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=reason):
+        load_energy(tmp_path / "a.pt")
+
+
+def test_a_class_from_the_working_directory_is_loaded(tmp_path, monkeypatch):
+    source = "import ebm.energies\nclass Mine(ebm.energies.MLPEnergy):\n    pass\n"
+    (tmp_path / "my_own_energy.py").write_text(source)
+    state = tiny()
+    state["energy_config"] |= {"_target_": "my_own_energy.Mine"}
+    save(tmp_path / "a.pt", state)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(CheckpointError, match="import it first"):
+        load_energy(tmp_path / "a.pt")
+    monkeypatch.chdir(tmp_path)
+    assert type(load_energy(tmp_path / "a.pt")).__name__ == "Mine"
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory):
+    """A file to write mutants to, the checkpoint's content without its checksum, and the whole energy's values."""
+    file = tmp_path_factory.mktemp("fuzz") / "a.pt"
+    torch.save({"format": checkpoint.FORMAT} | tiny(), file)  # no checksum: mutants get to the parsers behind it
+    content = file.read_bytes()
+    x = torch.linspace(-1, 1, 8).view(4, 2)
+    return file, content, x
+
+
+mutations = st.lists(
+    st.one_of(
+        st.tuples(st.just("flip"), st.integers(0, 2**20), st.integers(1, 255)),
+        st.tuples(st.just("cut"), st.integers(0, 2**20), st.integers(0, 0)),
+        st.tuples(st.just("drop"), st.integers(0, 2**20), st.integers(1, 64)),
+        st.tuples(st.just("zero"), st.integers(0, 2**20), st.integers(1, 64)),
+        st.tuples(st.just("copy"), st.integers(0, 2**20), st.integers(1, 64)),
+        st.tuples(st.just("directory"), st.integers(0, 2**20), st.integers(1, 255)),
+        st.tuples(st.just("pickle"), st.integers(0, 2**20), st.integers(1, 255)),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def mutated(content, changes):
+    data = bytearray(content)
+    for kind, at, size in changes:
+        at %= max(len(data), 1)
+        if kind == "directory":  # the end: entries' sizes and offsets
+            at = max(len(data) - 1 - at % 600, 0)
+        if kind == "pickle":  # the opcodes, their checksum mended below
+            start, stop = data.find(b"\x80\x02"), data.find(b"PK", data.find(b"\x80\x02"))
+            at = start + at % max(stop - start, 1)
+        if kind in ("flip", "directory", "pickle") and data:
+            data[at] ^= size
+        elif kind == "cut":
+            data = data[:at]
+        elif kind == "drop":
+            del data[at : at + size]
+        elif kind == "zero":
+            data[at : at + size] = bytes(len(data[at : at + size]))
+        elif kind == "copy":
+            data[at:at] = data[at : at + size]
+    try:  # CRCs that fit, so that the mutants are not all refused for these
+        if any(kind == "pickle" for kind, _, _ in changes):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                entries = archive.infolist()
+            for entry in entries:
+                start = entry.header_offset + 30 + struct.unpack("<H", content[entry.header_offset + 28 :][:2])[0]
+                start += len(entry.filename)
+                crc = struct.pack("<I", zlib.crc32(bytes(data[start : start + entry.file_size])))
+                for old in (struct.pack("<I", entry.CRC),):
+                    data = data.replace(old, crc)
+    except (zipfile.BadZipFile, struct.error):
+        pass
+    return bytes(data)
+
+
+@settings(max_examples=2000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(mutations)
+def test_two_thousand_mutants(fuzzed, changes):
+    """Each is refused with CheckpointError, or loads as a whole, finite energy."""
+    file, content, x = fuzzed
+    file.write_bytes(mutated(content, changes))
+    try:
+        energy = build_energy(load(file), file)
+    except CheckpointError as error:
+        assert str(file) in str(error) and len(str(error)) < 1000
+    else:
+        assert energy(x).shape == (4,) and bool(
+            torch.isfinite(torch.cat([p.flatten() for p in energy.parameters()])).all()
+        )
