@@ -209,7 +209,7 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
     save_every_steps = cfg.train.save_every_steps or math.inf
     save_every_seconds = 60 * (cfg.train.save_every_minutes or math.inf)
     loop = Loop()
-    parts = {
+    parts: dict[str, Any] = {
         "energy": energy,
         "optimizer": optimizer,
         "buffer": buffer,
@@ -257,8 +257,8 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
             trouble, is_best = None, False
 
             if reads:
-                chains = telemetry.chain_statistics(sampler, energy, buffer, x_data, x_model)
-                numbers = read_back(loop, chains, cfg.train.batch_size)
+                state_of_chains = telemetry.chain_statistics(sampler, energy, buffer, x_data, x_model)
+                numbers = read_back(loop, state_of_chains, cfg.train.batch_size)
                 rate = (step - loop.steps_logged) / (loop.seconds - loop.seconds_logged)
                 numbers["train/lr"] = optimizer.param_groups[0]["lr"]
                 numbers["train/images_per_s"] = rate * cfg.train.batch_size

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -182,7 +182,7 @@ def _problem(state: Mapping[str, Any]) -> str:
     return ""
 
 
-def _is_dense(value: Any) -> bool:
+def _is_dense(value: Any) -> TypeGuard[Tensor]:
     """Whether `value` is a tensor whose elements are all in the file: a stride of 0 can claim any size."""
     return (
         type(value) is Tensor

@@ -14,7 +14,7 @@ TESTS = {
     "score_gap": "the score gap between real images and chains is {:.3g} above its lowest",
     "gap_trend": "the score gap between real images and chains grew by {:.3g} over the last ten read-backs",
     "energy_magnitude": "energies have a mean magnitude of {:.3g}",
-    "saturation": "{:.1%} more of the chains' components lie at the bounds than of the data's",
+    "saturation": "of the components inside the bounds that the data have, the chains lack {:.1%}",
     "clamp_share": "{:.1%} of the gradient's components are at the clamp",
     "noise_score": "noise scores {:.3g} against real images",
     "fresh_chains": "chains from noise end {:.3g} below the score of the buffer's",
@@ -44,10 +44,10 @@ class Guard:
         score_gap: float | None = 0.5,
         gap_trend: float | None = 0.3,
         energy_magnitude: float | None = 10.0,
-        saturation: float | None = 0.1,
-        clamp_share: float | None = 0.5,
+        saturation: float | None = 0.75,
+        clamp_share: float | None = 0.3,
         noise_score: float | None = 0.0,
-        fresh_chains: float | None = 1.0,
+        fresh_chains: float | None = 2.0,
     ) -> None:
         self.action = check.choice("guard.action", action, ("rollback", "stop", "warn", "off"))
         self.max_rollbacks = check.number("guard.max_rollbacks", max_rollbacks, 0, integer=True)
@@ -120,7 +120,8 @@ class Guard:
             values["score_gap"] = gap - self.lowest_gap
             values["gap_trend"] = gap - self.gaps[0]
             values["energy_magnitude"] = max(abs(real), abs(fake))
-            values["saturation"] = numbers["chain/saturation"] - numbers["chain/saturation_real"]
+            inside = 1 - numbers["chain/saturation_real"]
+            values["saturation"] = 1 - (1 - numbers["chain/saturation"]) / inside if inside else 0.0
             values["clamp_share"] = numbers["chain/clamp_share"]
         if "chain/score_fresh" in numbers:
             values["fresh_chains"] = numbers["chain/score_old"] - numbers["chain/score_fresh"]

@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -235,22 +236,23 @@ def test_saves_by_the_clock(tmp_path, images):
     assert steps == [0, 1, 2, 3, 4, 5, 6]
 
 
-def fill_up(run_dir: Path, *overrides: str) -> None:
+def fill_up(log: Path, run_dir: Path, *overrides: str) -> None:
+    sys.stderr = log.open("w")
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     go(run_dir, *overrides)
 
 
-def test_a_full_disk_stops_with_the_last_whole_checkpoint(tmp_path, images, capfd):
+def test_a_full_disk_stops_with_the_last_whole_checkpoint(tmp_path, images):
     go(tmp_path / "run", *SMALL, images, "train.max_steps=8")
     before = (tmp_path / "run/checkpoints/last.pt").read_bytes()
     assert len(before) > 20_000
     process = processes.Process(
-        target=fill_up, args=(tmp_path / "unused", f"resume={tmp_path / 'run'}", "train.max_steps=16")
+        target=fill_up, args=(tmp_path / "log", tmp_path / "unused", f"resume={tmp_path / 'run'}", "train.max_steps=16")
     )
     process.start()
     process.join()
     assert process.exitcode == 2
-    error = capfd.readouterr().err.strip().splitlines()[-1]
+    error = (tmp_path / "log").read_text().strip().splitlines()[-1]
     assert error.startswith("error: ") and "last.pt cannot be written (File too large)" in error
     assert (tmp_path / "run/checkpoints/last.pt").read_bytes() == before
     assert {path.name for path in (tmp_path / "run/checkpoints").glob(".*")} == set()
