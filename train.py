@@ -264,7 +264,7 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
                 numbers["train/images_per_s"] = rate * cfg.train.batch_size
                 numbers["train/sgld_steps_per_s"] = rate * sampler.steps
                 trouble = guard.check(step, numbers)
-                if guard.finite(numbers):
+                if trouble is None or guard.finite(numbers):  # else the guard has named it
                     for kind in ("train/", "chain/"):
                         of_kind = {name: value for name, value in numbers.items() if name.startswith(kind)}
                         tracker.log(step, epoch, of_kind)

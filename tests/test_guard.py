@@ -1,0 +1,168 @@
+"""The guard's tests fire on trainings that really diverge, and what it says is done."""
+
+import json
+
+import pytest
+import torch
+from test_resume import SMALL, assert_same_run, checkpoint, go, images, records, resume  # noqa: F401
+
+import ebm.data
+from ebm.guard import TESTS, Guard
+
+DIGITS = [override for override in SMALL if not override.startswith("data")]
+DIGITS += ["data=mnist5k", "energy.hidden=8", "buffer.capacity=512", "train.batch_size=32", "train.max_steps=150"]
+DIGITS += ["sampler.steps=5", "train.log_every=5", "guard.warmup_steps=0"]
+BARS = [*SMALL, "energy.hidden=8", "sampler.steps=5", "train.max_steps=60", "train.log_every=5", "guard.warmup_steps=0"]
+
+DIVERGING = {
+    "not_finite": [*BARS, "optimizer.lr=10"],
+    "score_gap": [*DIGITS, "optimizer.lr=1e-2"],
+    "gap_trend": [*DIGITS, "optimizer.lr=3e-2"],
+    "energy_magnitude": [*DIGITS, "optimizer.lr=1e-2", "loss.alpha=0"],
+    "saturation": [*DIGITS, "sampler.step_size=1e6", "sampler.grad_clamp=null"],
+    "clamp_share": [*DIGITS, "optimizer.lr=1e-1", "sampler.steps=3", "train.grad_norm_clip=1000"],
+    "noise_score": [*BARS, "optimizer.lr=1e-1"],
+    "fresh_chains": [*DIGITS, "optimizer.lr=1e-2"],
+}
+
+
+@pytest.fixture(autouse=True)
+def digits_read_once(monkeypatch, digits=[]):  # noqa: B006 — the cache is meant
+    digits.extend([] if digits else [ebm.data.mnist5k()])
+    monkeypatch.setattr(ebm.data, "mnist5k", lambda: digits[0])
+
+
+def events(run_dir):
+    return [line for line in records(run_dir) if "guard/saw" in line]
+
+
+@pytest.mark.parametrize("name", DIVERGING)
+def test_fires_on_a_diverging_training(tmp_path, images, capsys, name):  # noqa: F811
+    """Each test alone; the limits are the defaults'."""
+    data = [images] if "data=folder" in DIVERGING[name] else []
+    others = [f"guard.{other}=null" for other in TESTS if other != name]
+    with pytest.raises(SystemExit) as exit:
+        go(tmp_path / "run", *DIVERGING[name], *data, *others, "guard.action=stop")
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: the training diverged at step") and f"({name}: " in error
+    assert "lower optimizer.lr or raise sampler.steps" in error
+    (event,) = events(tmp_path / "run")
+    assert event["guard/saw"].startswith(name) and event["guard/action"] == "stop"
+
+
+def test_does_not_fire_on_a_calm_training(tmp_path, images):  # noqa: F811
+    calm = [*BARS, "train.max_steps=100", "sampler.steps=20"]
+    go(tmp_path / "run", *calm, images)
+    assert events(tmp_path / "run") == []
+    go(tmp_path / "off", *calm, images, "guard.action=off")  # watching changes nothing
+    one, two = checkpoint.load(tmp_path / "run"), checkpoint.load(tmp_path / "off")
+    assert torch.equal(one["generator"], two["generator"])
+    assert all(torch.equal(one["energy"][key], two["energy"][key]) for key in one["energy"])
+
+
+RESCUED = [*BARS, "optimizer.lr=10", "guard.lr_factor=1e-4", "train.save_every_steps=10", "train.keep=9"]
+
+
+def test_a_rollback_rescues_the_training(tmp_path, images):  # noqa: F811
+    """lr 10 diverges to infinity at once; after a rollback with lr 10⁻³ it goes on to the end. With a stop after
+    the rollback it has the same bits, so that the guard's history, seed and learning rate are in the checkpoint."""
+    go(tmp_path / "run", *RESCUED, images)
+    (event,) = events(tmp_path / "run")
+    assert event["guard/saw"].startswith("not_finite") and event["guard/action"] == "rollback"
+    state = checkpoint.load(tmp_path / "run")
+    assert state["step"] == 60 and state["healthy"] and state["guard"]["rollbacks"] == [[event["step"], 0]]
+    assert all(bool(torch.isfinite(value).all()) for value in state["energy"].values())
+    rates = [line["train/lr"] for line in records(tmp_path / "run") if "train/lr" in line]
+    assert max(rates) <= 1e-3
+
+    go(tmp_path / "parts", *RESCUED, images, "train.max_steps=60")
+    folder = tmp_path / "parts/checkpoints"
+    (folder / "last.pt").unlink()
+    for file in checkpoint.healthy(folder):
+        if checkpoint.step_of(file) > 30:
+            file.unlink()
+    resume(tmp_path / "parts")
+    assert_same_run(tmp_path / "run", tmp_path / "parts")
+
+
+def test_rollbacks_come_to_an_end(tmp_path, images, capsys):  # noqa: F811
+    with pytest.raises(SystemExit):
+        go(tmp_path / "run", *BARS, images, "optimizer.lr=1e6", "guard.max_rollbacks=2")
+    assert "2 rollbacks before" in capsys.readouterr().err
+    assert [event["guard/action"] for event in events(tmp_path / "run")] == ["rollback", "rollback", "stop"]
+    assert checkpoint.load(tmp_path / "run")["step"] == 0  # healthy, and with the rollbacks in its history
+
+
+def test_warns_and_goes_on(tmp_path, capsys):
+    go(tmp_path / "run", *DIVERGING["fresh_chains"], "guard.action=warn")
+    seen = events(tmp_path / "run")
+    assert seen and all(event["guard/action"] == "warn" for event in seen)
+    assert "fresh_chains: chains from noise end" in capsys.readouterr().err
+    state = checkpoint.load(tmp_path / "run")
+    assert state["step"] == 150 and not state["healthy"]
+    assert checkpoint.step_of(checkpoint.healthy(tmp_path / "run/checkpoints")[-1]) < 150  # the last was not healthy
+
+
+def test_off_still_refuses_nan(tmp_path, images, capsys):  # noqa: F811
+    with pytest.raises(SystemExit) as exit:
+        go(tmp_path / "run", *BARS, images, "optimizer.lr=10", "guard.action=off")
+    assert exit.value.code == 2 and "is " in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_goes_further_back_where_a_rollback_did_not_help():
+    guard = Guard()
+    assert guard.before(500) == 501  # any checkpoint so far
+    guard.rolled_back(500, 400)
+    assert guard.before(480) == 400  # 400 led to 480: one before it
+    assert guard.before(700) == 701  # got beyond 500
+    guard.rolled_back(480, 200)
+    assert guard.before(300) == 200 and guard.lr_scale == 0.25
+
+
+def numbers(real=0.0, fake=0.0, **chain):
+    chain = {"saturation": 0.8, "saturation_real": 0.8, "clamp_share": 0.0} | chain
+    return {"train/score_real": real, "train/score_fake": fake} | {f"chain/{key}": v for key, v in chain.items()}
+
+
+def test_patience_warm_up_and_limits():
+    guard = Guard(patience=2, warmup_steps=100, score_gap=0.5)
+    assert guard.check(80, numbers(real=9)) is None and guard.healthy  # not yet
+    assert guard.check(100, numbers(real=0.1)) is None and guard.healthy
+    assert guard.check(120, numbers(real=0.9)) is None and not guard.healthy  # the first time
+    assert guard.check(140, numbers(real=0.1)) is None and guard.healthy
+    assert guard.check(160, numbers(fake=0.9)) is None
+    assert guard.check(180, numbers(fake=0.9)).startswith("score_gap: the score gap between real images and chains")
+    assert guard.check(200, {"val/score_noise": 1.0, "val/score_real": 0.5}).startswith("noise_score: noise scores 0.5")
+    assert Guard(score_gap=None, gap_trend=None).check(400, numbers(real=9)) is None
+    assert guard.check(0, numbers(real=float("nan"))) == "not_finite: train/score_real is nan"
+
+
+def test_check_finite():
+    energy = torch.nn.Linear(2, 1)
+    assert Guard().check_finite(energy, torch.zeros(3)) is None
+    assert Guard().check_finite(energy, torch.tensor([float("nan")])) == "not_finite: chains is not finite"
+    torch.nn.init.constant_(energy.bias, float("inf"))
+    assert Guard().check_finite(energy, torch.zeros(3)) == "not_finite: bias is not finite"
+
+
+def test_state_round_trip():
+    guard, other = Guard(warmup_steps=0), Guard(warmup_steps=0)
+    for step in range(5):
+        guard.check(step, numbers(real=step))
+    guard.rolled_back(5, 3)
+    guard.check(6, numbers(real=7))
+    other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
+    for step in range(7, 12):
+        assert guard.check(step, numbers(real=8)) == other.check(step, numbers(real=8))
+    assert guard.state_dict() == other.state_dict() and guard.lr_scale == other.lr_scale == 0.5
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"action": "panic"}, {"max_rollbacks": -1}, {"lr_factor": 0}, {"patience": 0}, {"score_gap": "much"},
+     {"warmup_steps": 1.5}, {"fresh_chains": float("nan")}],
+)  # fmt: skip
+def test_refuses_settings_out_of_range(bad):
+    with pytest.raises(ValueError, match=f"guard.{next(iter(bad))} must be"):
+        Guard(**bad)
