@@ -12,6 +12,7 @@ def test_against_a_computation_by_hand():
         lambda x: x.squeeze(1), x_data, x_model, torch.Generator()
     )
     assert loss.item() == pytest.approx(2.5 + 0.1 * 5.5)
+    assert logs.pop("e_model").tolist() == [-1.0, 0.0]
     want = {"loss": 3.05, "cd": 2.5, "energy_l2": 0.55, "score_real": -2.0, "score_fake": 0.5}
     assert {name: value.item() for name, value in logs.items()} == pytest.approx(want)
 
