@@ -370,3 +370,47 @@ def test_errors_of_a_real_command(tmp_path):
     assert result.returncode == 2 and not (tmp_path / "run").exists()
     result = run_script("sample.py", "checkpoint=nowhere.pt")
     assert_one_line_error(result, "nowhere.pt", "does not exist")
+
+
+def readme_block(language: str, word: str) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return next(block for block in blocks if word in block)
+
+
+def test_readme_data_and_energy_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text(readme_block("python", "def stripes"))
+    for group, name, text in [
+        ("data", "stripes", "_target_: mine.stripes\n"),
+        ("energy", "quadratic", "_target_: mine.Quadratic\nscale: 0.5\n"),
+    ]:
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{name}.yaml").write_text(text)
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--config-dir",
+        str(tmp_path),
+        "data=stripes",
+        "energy=quadratic",
+    ]
+    command += [
+        "energy=quadratic",
+        "train.max_steps=3",
+        "train.sample_steps=8",
+        "buffer.capacity=256",
+        "wandb.mode=disabled",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [*command, f"hydra.run.dir={tmp_path / 'run'}"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    state = load(tmp_path / "run")
+    assert state["energy_config"] == {"_target_": "mine.Quadratic", "scale": 0.5, "shape": [1, 16, 16]}
+    assert state["energy"]["mean"].abs().max() > 0
+
+
+def test_readme_library_example(run_dir):
+    names: dict[str, torch.Tensor] = {}
+    exec(readme_block("python", "load_energy(").replace("runs/DATE/TIME", str(run_dir)), names)
+    assert names["samples"].shape == (10, 1, 28, 28) and names["scores"].shape == (10,)
