@@ -51,7 +51,7 @@ def test_metrics_have_the_stable_names(run_dir):
         assert line["train/loss"] == pytest.approx(line["train/cd"] + line["train/energy_l2"], abs=1e-6)
         assert line["train/cd"] == pytest.approx(line["train/score_fake"] - line["train/score_real"], abs=1e-6)
     assert validation[0]["val/cd"] == pytest.approx(validation[0]["val/score_noise"] - validation[0]["val/score_real"])
-    assert [line["train/lr"] for line in training] == pytest.approx([1e-3 * (1 - 0.9 * s / 30) for s in (9, 19, 29)])
+    assert [line["train/lr"] for line in training] == pytest.approx([8e-4 * (1 - 0.9 * s / 30) for s in (9, 19, 29)])
 
 
 def test_says_where_things_lie_and_what_to_try(run_dir):
