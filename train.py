@@ -354,7 +354,7 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
 
 
 def print_whereabouts(run_dir: Path, pictures: dict[str, Path], tracker: Tracker) -> None:
-    shown = Path(run_dir).relative_to(Path.cwd()) if Path(run_dir).is_relative_to(Path.cwd()) else run_dir
+    shown = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
     print(f"pictures     {' '.join(str(shown / file.relative_to(run_dir)) for file in pictures.values())}")
     print(f"checkpoint   {shown}/checkpoints/last.pt")
     if tracker.wandb_dir:

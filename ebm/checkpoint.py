@@ -221,7 +221,7 @@ def _from_tutorial(file: Path, state: dict[str, Any]) -> dict[str, Any]:
 def build_energy(state: dict[str, Any], source: str | Path = "checkpoint") -> nn.Module:
     """The energy of a loaded checkpoint, in eval mode, on the CPU. Raises CheckpointError if it does not fit.
 
-    Its class must be one of ebm's, one of a module that is imported already, or lie in the working directory:
+    Its class must be one of ebm's, of a module imported already, or lie in the working directory or PYTHONPATH:
     a file does not choose what else is imported.
     """
     config, weights = dict(state["energy_config"]), state["energy"]
@@ -251,8 +251,12 @@ def _energy_class(target: str, source: str | Path) -> type[nn.Module]:
     try:
         if package != "ebm" and module not in sys.modules:
             spec = importlib.util.find_spec(package)
-            origin = Path(spec.origin if spec and spec.origin else "/")
-            if not origin.is_relative_to(Path.cwd()) or "site-packages" in origin.parts:
+            origin = Path(spec.origin if spec and spec.origin else "/").resolve()
+            own = [
+                Path.cwd(),
+                *(Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path),
+            ]
+            if not any(map(origin.is_relative_to, own)) or "site-packages" in origin.parts:
                 raise ImportError("it is none of ebm's; import it first if you trust it")
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -51,7 +51,7 @@ def test_metrics_have_the_stable_names(run_dir):
         assert line["train/loss"] == pytest.approx(line["train/cd"] + line["train/energy_l2"], abs=1e-6)
         assert line["train/cd"] == pytest.approx(line["train/score_fake"] - line["train/score_real"], abs=1e-6)
     assert validation[0]["val/cd"] == pytest.approx(validation[0]["val/score_noise"] - validation[0]["val/score_real"])
-    assert [line["train/lr"] for line in training] == pytest.approx([1e-3 * (1 - 0.9 * s / 30) for s in (9, 19, 29)])
+    assert [line["train/lr"] for line in training] == pytest.approx([8e-4 * (1 - 0.9 * s / 30) for s in (9, 19, 29)])
 
 
 def test_says_where_things_lie_and_what_to_try(run_dir):
@@ -370,3 +370,47 @@ def test_errors_of_a_real_command(tmp_path):
     assert result.returncode == 2 and not (tmp_path / "run").exists()
     result = run_script("sample.py", "checkpoint=nowhere.pt")
     assert_one_line_error(result, "nowhere.pt", "does not exist")
+
+
+def readme_block(language: str, word: str) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return next(block for block in blocks if word in block)
+
+
+def test_readme_data_and_energy_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text(readme_block("python", "def stripes"))
+    for group, name, text in [
+        ("data", "stripes", "_target_: mine.stripes\n"),
+        ("energy", "quadratic", "_target_: mine.Quadratic\nscale: 0.5\n"),
+    ]:
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{name}.yaml").write_text(text)
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--config-dir",
+        str(tmp_path),
+        "data=stripes",
+        "energy=quadratic",
+    ]
+    command += [
+        "energy=quadratic",
+        "train.max_steps=3",
+        "train.sample_steps=8",
+        "buffer.capacity=256",
+        "wandb.mode=disabled",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [*command, f"hydra.run.dir={tmp_path / 'run'}"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    state = load(tmp_path / "run")
+    assert state["energy_config"] == {"_target_": "mine.Quadratic", "scale": 0.5, "shape": [1, 16, 16]}
+    assert state["energy"]["mean"].abs().max() > 0
+
+
+def test_readme_library_example(run_dir):
+    names: dict[str, torch.Tensor] = {}
+    exec(readme_block("python", "load_energy(").replace("runs/DATE/TIME", str(run_dir)), names)
+    assert names["samples"].shape == (10, 1, 28, 28) and names["scores"].shape == (10,)
