@@ -76,9 +76,10 @@ def effective_sample_size(x: Tensor) -> float:
     total = autocovariance[0] + halves.mean(dim=0).var()
     correlation = 1 - (within - autocovariance) / total
     correlation[0] = 1
-    pairs = correlation[: n // 2 * 2].view(-1, 2).sum(dim=1)
+    pairs = correlation[: (n - 3) // 2 * 2].view(-1, 2).sum(dim=1)  # the last lags have too few draws
     positive = int((pairs < 0).float().argmax()) if bool((pairs < 0).any()) else len(pairs)
     time = -1 + 2 * float(pairs[:positive].cummin(dim=0).values.sum())
+    time += max(float(correlation[2 * positive]), 0.0)  # once, as Stan and arviz do: less variance than a bare cut
     return count / max(time, 1 / math.log10(count))  # a bound for chains that swing: Vehtari et al. again
 
 
