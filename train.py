@@ -129,16 +129,17 @@ def draw_samples(
     scored = {"buffer": buffer.chains[chosen[:512]], "real": real[:512]}
     scores = {name: metrics.scores(energy, x, device=device) for name, x in scored.items()}
     figures.chains(files["chain/state"], scores, buffer.ages[: buffer.size].cpu().numpy())
-    along = torch.from_numpy(metrics.scores(energy, trace.flatten(0, 1), device=device)).view(len(trace), -1)
+    settled = trace[len(trace) // 2 :]  # the way down from noise is not the chain's law
+    along = torch.from_numpy(metrics.scores(energy, settled.flatten(0, 1), device=device)).view(len(settled), -1)
+    short_run = trace[min(-(-sampler.steps // every), len(trace) - 1)]
     numbers = {
-        "chain/score_short_run": float(along[min(-(-sampler.steps // every), len(along) - 1)].mean()),
+        "chain/score_short_run": float(metrics.scores(energy, short_run, device=device).mean()),
         "chain/score_long_run": float(along[-1].mean()),
     }
     numbers["chain/short_long_gap"] = numbers["chain/score_long_run"] - numbers["chain/score_short_run"]
-    settled = along[len(along) // 2 :]  # the way down from noise is not the chain's law
-    if len(settled) >= 16 and bool((settled.std(dim=0) > 0).all()):
-        numbers["chain/ess"] = telemetry.effective_sample_size(settled)
-        numbers["chain/split_rhat"] = telemetry.split_rhat(settled)
+    if len(along) >= 16 and bool((along.std(dim=0) > 0).all()):
+        numbers["chain/ess"] = telemetry.effective_sample_size(along)
+        numbers["chain/split_rhat"] = telemetry.split_rhat(along)
     return files, numbers
 
 
