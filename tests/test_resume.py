@@ -21,7 +21,14 @@ import train
 from ebm import checkpoint
 
 SMALL = ["data=folder", "data.image_size=8", "data.channels=1", "energy.hidden=2", "buffer.capacity=48"]
-SMALL += ["sampler.steps=2", "train.batch_size=16", "train.sample_steps=4", "train.log_every=7", "wandb.mode=disabled"]
+SMALL += [
+    "sampler.steps=2",
+    "train.batch_size=16",
+    "train.sample_steps=4",
+    "train.log_every=7",
+    "wandb.mode=disabled",
+    "optimizer.lr=1e-3",
+]
 SMALL += [
     "train.validate_every_epochs=3",
     "train.sample_every_epochs=1000",
