@@ -406,10 +406,9 @@ def launch(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = ()) -> Non
         try:
             stopped_by = train(cfg, run_dir) if cfg.resume is None else train(*resumed(cfg, overrides))
         finally:
-            folder = run_dir
-            while folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
-                folder.rmdir()  # nothing came of it: leave no empty directory
-                folder = folder.parent
+            for folder in (run_dir, run_dir.parent):
+                if folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
+                    folder.rmdir()  # nothing came of it: leave no empty directory
     if stopped_by:
         sys.exit(128 + stopped_by)
 

@@ -14,28 +14,38 @@ from ebm.checkpoint import load_energy
 from ebm.figures import mosaic
 from ebm.sampler import SGLD, uniform_noise
 
-runs, out = {"without": Path(sys.argv[1]), "with the guard": Path(sys.argv[2])}, sys.argv[3]
-figure = Figure(figsize=(9, 3.6), dpi=160, layout="constrained")
-grid = figure.subplot_mosaic([["gap", *runs], ["fresh", *runs]], width_ratios=[2.2, 1, 1])
-for color, (name, run) in zip(("C3", "C0"), runs.items(), strict=True):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for key, values in {
-        "gap": [(line["step"], -line["train/cd"]) for line in lines if "train/cd" in line],
-        "fresh": [
-            (line["step"], line["chain/score_old"] - line["chain/score_fresh"])
-            for line in lines
-            if "chain/score_old" in line
-        ],
-    }.items():
-        grid[key].plot(*zip(*values, strict=True), color=color, lw=1, label=name)
-    for event in (line for line in lines if line.get("guard/action") == "rollback"):
-        for key in ("gap", "fresh"):
-            grid[key].axvline(event["step"], color=color, ls=":", lw=1)
-    generator = torch.Generator().manual_seed(0)
-    x = SGLD(steps=256)(load_energy(run), uniform_noise((64, 1, 28, 28), generator), generator)
-    grid[name].imshow(mosaic(x.view(8, 8, *x.shape[1:])), interpolation="nearest")
-    grid[name].set(title=name, xticks=[], yticks=[])
-grid["gap"].set(ylabel="score gap\nreal − chains", ylim=(-0.5, 3.5))
-grid["gap"].legend(frameon=False)
-grid["fresh"].set(ylabel="score\nold − fresh chains", xlabel="step")
-figure.savefig(out)
+
+def main(without: str, guarded: str, out: str) -> None:
+    figure = Figure(figsize=(9, 3.6), dpi=160, layout="constrained")
+    grid = figure.subplot_mosaic(
+        [["gap", "without", "guarded"], ["fresh", "without", "guarded"]], width_ratios=[2, 1, 1]
+    )
+    for name, run, color, label in (
+        ("without", Path(without), "C3", "without the guard"),
+        ("guarded", Path(guarded), "C0", "with it (dotted: rollbacks)"),
+    ):
+        gaps, fresh = [], []
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+            if line.get("guard/action") == "rollback":
+                gaps.append((line["step"], float("nan")))  # the line breaks here
+                fresh.append(gaps[-1])
+                for key in ("gap", "fresh"):
+                    grid[key].axvline(line["step"], color=color, ls=":", lw=1)
+            if "train/cd" in line:
+                gaps.append((line["step"], -line["train/cd"]))
+            if "chain/score_old" in line:
+                fresh.append((line["step"], line["chain/score_old"] - line["chain/score_fresh"]))
+        for key, values in (("gap", gaps), ("fresh", fresh)):
+            grid[key].plot(*zip(*values, strict=True), color=color, lw=1, label=label)
+        generator = torch.Generator().manual_seed(0)
+        x = SGLD(steps=256)(load_energy(run), uniform_noise((64, 1, 28, 28), generator), generator)
+        grid[name].imshow(mosaic(x.view(8, 8, *x.shape[1:])), interpolation="nearest")
+        grid[name].set(title=label.partition(" (")[0], xticks=[], yticks=[])
+    grid["gap"].set(ylabel="score gap\nreal − chains")
+    grid["gap"].legend(frameon=False)
+    grid["fresh"].set(ylabel="score\nold − fresh chains", xlabel="step")
+    figure.savefig(out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
