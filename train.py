@@ -406,7 +406,7 @@ def launch(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = ()) -> Non
         try:
             stopped_by = train(cfg, run_dir) if cfg.resume is None else train(*resumed(cfg, overrides))
         finally:
-            for folder in (run_dir, run_dir.parent):
+            for folder in (run_dir, *run_dir.parents[:2]):  # runs/DATE/TIME
                 if folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
                     folder.rmdir()  # nothing came of it: leave no empty directory
     if stopped_by:

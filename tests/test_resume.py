@@ -167,7 +167,7 @@ def test_not_a_run(tmp_path, images, capsys):
 @pytest.mark.slow
 def test_killed_at_ten_random_moments(tmp_path, images):
     """SIGKILL, ten times, each time resumed: the bits of a run that was left alone."""
-    often = [*SMALL, images, "train.max_steps=400", "train.save_every_steps=3", "train.keep=2"]
+    often = [*SMALL, images, "train.max_steps=600", "train.save_every_steps=3", "train.keep=2"]
     go(tmp_path / "whole", *often)
     run_dir, moments, killed = tmp_path / "killed", random.Random(), 0
     while killed < 10:
@@ -179,7 +179,7 @@ def test_killed_at_ten_random_moments(tmp_path, images):
             time.sleep(0.01)
         while process.is_alive() and checkpoint.load(run_dir)["step"] == before:  # some of them get on
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.2))
+        time.sleep(moments.uniform(0, 0.1))
         assert process.is_alive(), f"it ended after {killed} kills: more steps are needed"
         process.kill()
         process.join()
