@@ -67,6 +67,11 @@ def draw_samples(
     trace = sampler.trace(energy, noise, generator, every=every, steps=steps)[1:]
     chosen = torch.randperm(buffer.size, generator=generator, device=device)[:32]
     folder.mkdir(exist_ok=True)
+    if buffer.chains.dim() != 4:  # vectors: their first two components
+        file = folder / f"points_{step:06d}.png"
+        points = sampler(energy, uniform_noise((2048, *buffer.chains.shape[1:]), generator), generator, steps)
+        figures.points(file, {"samples": points[:, :2], "buffer": buffer.chains[: buffer.size][-2048:, :2]})
+        return {"samples/points": file}
     files = {name: folder / f"{name}_{step:06d}.png" for name in ("generation", "buffer")}
     figures.strips(files["generation"], trace, [min(every * (i + 1), steps) for i in range(len(trace))])
     figures.grid(files["buffer"], buffer.chains[chosen])

@@ -1,0 +1,69 @@
+"""One page to read: tables and pictures in a single HTML file that needs nothing else."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1em 0; font-size: 13px }
+th, td { padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+td.text { white-space: normal; text-align: left }
+figure { margin: 1.5em 0 } img { max-width: 100%; height: auto } figcaption, .note { color: #555; font-size: 13px }
+pre { font-size: 12px; background: #f6f6f6; padding: 1em; overflow-x: auto }
+"""
+
+
+@dataclass
+class Section:
+    """A part of an evaluation: a table, what it means, and the pictures' captions by file name."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    pictures: Mapping[str, str]
+
+    def text(self) -> str:
+        """The table for a screen: first column to the left, the others to the right."""
+        lines = [self.header, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
+        cells = [
+            [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+            for line in lines
+        ]
+        return "\n".join(["  ".join(line).rstrip() for line in cells] + list(self.notes))
+
+    def html(self, folder: Path) -> str:
+        def row(tag: str, cells: Sequence[str]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        body = [f"<h2>{escape(self.title)}</h2>", "<table>", row("th", self.header)]
+        body += [row("td", cells) for cells in self.rows] + ["</table>"]
+        body += [f'<p class="note">{escape(note)}</p>' for note in self.notes]
+        for name, caption in self.pictures.items():
+            data = base64.b64encode((folder / name).read_bytes()).decode()
+            image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+            body.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
+        return "\n".join(body)
+
+
+def write(
+    path: Path, title: str, sections: Sequence[Section], skipped: Mapping[str, str], protocol: Mapping[str, Any]
+) -> None:
+    """The page at `path`, pictures embedded from its folder; what was skipped and the protocol at the end."""
+    body = [section.html(path.parent) for section in sections]
+    if skipped:
+        body += ["<h2>Skipped</h2>", "<table>"]
+        body += [f'<tr><td>{escape(k)}</td><td class="text">{escape(v)}</td></tr>' for k, v in skipped.items()]
+        body.append("</table>")
+    if protocol:
+        body += ["<h2>Protocol</h2>", f"<pre>{escape(json.dumps(protocol, indent=2))}</pre>"]
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    page = f'<!doctype html>\n<html lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>\n'
+    path.write_text(page + "\n".join(body) + "\n</body></html>\n", encoding="utf-8")
