@@ -32,7 +32,6 @@ from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
 from sample import dataset_of, sampler_of
 
 OTHER_SCORES = ("gradient_norm", "typicality")
-PANELS = ("auroc", "frechet", "kid", "class_entropy", "kl", "nll", "bits_per_dim", "chains")
 
 
 @dataclass
@@ -59,6 +58,9 @@ class Evaluation:
         self.numbers[key] = float(value)
         if ci95 is not None:
             self.numbers[f"{key}/ci95"] = ci95
+
+    def put_mean(self, key: str, values: metrics.Array) -> None:
+        self.put(key, float(values.mean()), metrics.mean_ci95(values, self.cfg.bootstrap, self.rng()))
 
     def shown(self, key: str, digits: int = 4) -> str:
         """The number with its interval, for a table."""
@@ -159,6 +161,27 @@ def ood(ev: Evaluation) -> None:
     ev.sections.append(report.Section("Outliers", header, rows, notes, pictures))
 
 
+def drawn(ev: Evaluation, count: int) -> dict[str, Tensor]:
+    """Images to compare with the test images, by key: after each number of steps from noise and from the buffer, and
+    `count` training images ("real"). Each number of steps is a run of its own, for samplers that anneal."""
+    cfg, data = ev.cfg.samples, ev.dataset
+    starts = {"": uniform_noise((count, *data.shape), chain_generators(ev.cfg.seed + 1, count))}
+    held = ev.state["buffer"]["chains"] if "buffer" in ev.state else torch.empty(0)
+    if len(held) >= count:
+        starts["/buffer"] = held[torch.randperm(len(held), generator=ev.generator())[:count]]
+    else:
+        ev.skipped["samples/buffer"] = f"the checkpoint holds {len(held)} chains of a replay buffer, {count} are needed"
+    images = {}
+    for suffix, start in starts.items():
+        for steps in cfg.steps:
+            generators = chain_generators(ev.cfg.seed, count, ev.device)
+            images[f"{steps}{suffix}"] = trace_in_batches(
+                ev.sampler, ev.energies[0], start, generators, ev.cfg.batch_size, steps, steps
+            )[-1]
+    images["real"] = scaled(data.train[torch.randperm(len(data.train), generator=ev.generator())[:count]])
+    return images
+
+
 def samples(ev: Evaluation) -> None:
     """Samples against test images in feature space, by number of SGLD steps, beside what real images reach."""
     cfg, data = ev.cfg.samples, ev.dataset
@@ -174,103 +197,83 @@ def samples(ev: Evaluation) -> None:
         ev.skipped["samples/inception"] = "no weights of torch-fidelity's Inception were given (samples.inception)"
     else:
         spaces[f"inception-n{count}"] = features.Inception(cfg.inception).to(ev.device)
-    starts = {"noise": uniform_noise((count, *data.shape), chain_generators(ev.cfg.seed + 1, count))}
-    if "buffer" in ev.state and len(ev.state["buffer"]["chains"]) >= count:
-        chains = ev.state["buffer"]["chains"]
-        starts["buffer"] = chains[torch.randperm(len(chains), generator=ev.generator())[:count]]
-    else:
-        held = len(ev.state["buffer"]["chains"]) if "buffer" in ev.state else "no"
-        ev.skipped["samples/buffer"] = f"the checkpoint holds {held} chains of a replay buffer, {count} are needed"
-
-    def sampled(start: Tensor, steps: int) -> Tensor:
-        generators = chain_generators(ev.cfg.seed, count, ev.device)
-        return trace_in_batches(ev.sampler, ev.energies[0], start, generators, ev.cfg.batch_size, steps, steps)[-1]
-
+    how = {"batch_size": ev.cfg.batch_size, "device": ev.device}
+    images = drawn(ev, count)
     pick = torch.randperm(len(data.test), generator=ev.generator())[:count]
-    real = scaled(data.train[torch.randperm(len(data.train), generator=ev.generator())[:count]])
-    fakes = {f"{steps}": sampled(starts["noise"], steps) for steps in cfg.steps}
-    if "buffer" in starts:
-        fakes |= {f"{steps}/buffer": sampled(starts["buffer"], steps) for steps in cfg.steps}
-    fakes["real"] = real
     for space, net in spaces.items():
-        test = features.features_of(net, data.test, ev.cfg.batch_size, ev.device)
-        for key, x in fakes.items():
-            fake = features.features_of(net, x, ev.cfg.batch_size, ev.device)
-            value, low_high = metrics.kernel_distance(test[pick], fake, ev.cfg.bootstrap, ev.rng())
-            ev.put(f"kid/{space}/{key}", value, low_high)
+        test = features.features_of(net, data.test, **how)
+        for key, x in images.items():
+            fake = features.features_of(net, x, **how)
+            ev.put(f"kid/{space}/{key}", *metrics.kernel_distance(test[pick], fake, ev.cfg.bootstrap, ev.rng()))
             few = min(ev.cfg.bootstrap, 100)  # each takes an eigenvalue problem
-            ev.put(
-                f"frechet/{space}/{key}",
-                metrics.frechet(test, fake),
-                metrics.frechet_ci95(test, fake, few, ev.rng()),
-            )
+            low_high = metrics.frechet_ci95(test, fake, few, ev.rng())
+            ev.put(f"frechet/{space}/{key}", metrics.frechet(test, fake), low_high)
             for name, values in metrics.manifold_quality(test[pick], fake, cfg.neighbours).items():
-                ev.put(f"{name}/{space}/{key}", values.mean(), metrics.mean_ci95(values, ev.cfg.bootstrap, ev.rng()))
-    limit = np.quantile(metrics.nearest(data.test[pick], data.train)[0], 0.01)
+                ev.put_mean(f"{name}/{space}/{key}", values)
+    real_distances, _ = metrics.nearest(data.test[pick], data.train)
     shares: dict[str, metrics.Array] = {}
-    for key, x in fakes.items():
-        logits = metrics.in_batches(classifier, x, ev.cfg.batch_size, ev.device)
+    for key, x in images.items():
+        logits = metrics.in_batches(classifier, x, **how)
         counts = np.bincount(logits.argmax(dim=1).numpy(), minlength=logits.shape[1])
         shares[key] = counts / counts.sum()
-        ev.put(
-            f"class_entropy/{key}", metrics.entropy(counts), metrics.entropy_ci95(counts, ev.cfg.bootstrap, ev.rng())
-        )
-        confidence = logits.double().softmax(dim=1).max(dim=1).values.numpy()
-        ev.put(f"confidence/{key}", confidence.mean(), metrics.mean_ci95(confidence, ev.cfg.bootstrap, ev.rng()))
-        if key != "real":
-            distances, _ = metrics.nearest(x, data.train)
-            ev.put(f"nearest/{key}", np.median(distances))
-            ev.put(f"copies/{key}", (distances < limit).mean())
-    ev.put("nearest/real", np.median(metrics.nearest(data.test[pick], data.train)[0]))
-    ev.numbers["classifier/accuracy"] = info.get("accuracy")
+        low_high = metrics.entropy_ci95(counts, ev.cfg.bootstrap, ev.rng())
+        ev.put(f"class_entropy/{key}", metrics.entropy(counts), low_high)
+        ev.put_mean(f"confidence/{key}", logits.double().softmax(dim=1).max(dim=1).values.numpy())
+        distances = real_distances if key == "real" else metrics.nearest(x, data.train)[0]
+        ev.put(f"nearest/{key}", float(np.median(distances)))
+        ev.put_mean(f"copies/{key}", (distances < np.quantile(real_distances, 0.01)).astype(float))
+    if "accuracy" in info:
+        ev.put("classifier/accuracy", info["accuracy"])
 
-    space = next(iter(spaces))
-    curves = {"Fréchet": f"frechet/{space}", "kernel": f"kid/{space}", "precision": f"precision/{space}"}
-    curves |= {"coverage": f"coverage/{space}", "class entropy": "class_entropy"}
+    space, shown = next(iter(spaces)), str(cfg.steps[len(cfg.steps) // 2])
+    curves = {name: f"{key}/{space}" for name, key in (("Fréchet", "frechet"), ("kernel", "kid"), ("recall", "recall"))}
+    curves |= {"precision": f"precision/{space}", "class entropy": "class_entropy"}
+    starts = {"from noise": ""} | ({"from the buffer": "/buffer"} if f"{shown}/buffer" in images else {})
     panels = {
-        title: {
-            f"from {start}": {
-                steps: ev.triple(f"{key}/{steps}" + "/buffer" * (start == "buffer")) for steps in cfg.steps
-            }
-            for start in starts
-        }
+        title: {name: {s: ev.triple(f"{key}/{s}{suffix}") for s in cfg.steps} for name, suffix in starts.items()}
         for title, key in curves.items()
     }
-    floors = {title: ev.numbers[f"{key}/real"] for title, key in curves.items()}
-    figures.by_steps(ev.folder / "quality.png", panels, floors)
-    rows = torch.stack([fakes[f"{steps}"][:12] for steps in cfg.steps])
+    figures.by_steps(ev.folder / "quality.png", panels, {title: ev.numbers[f"{k}/real"] for title, k in curves.items()})
+    rows = torch.stack([images[f"{steps}"][:12] for steps in cfg.steps])
     figures.labelled_rows(ev.folder / "samples.png", rows, [""] * rows.shape[1], [f"{s} steps" for s in cfg.steps])
-    shown = f"{cfg.steps[len(cfg.steps) // 2]}"
-    _, index = metrics.nearest(fakes[shown][:12], data.train)
-    pairs = torch.stack([fakes[shown][:12], scaled(data.train[index])])
+    _, index = metrics.nearest(images[shown][:12], data.train)
+    pairs = torch.stack([images[shown][:12], scaled(data.train[index])])
     figures.labelled_rows(ev.folder / "nearest.png", pairs, [""] * pairs.shape[1], ["sample", "nearest"])
-    figures.histogram(
-        ev.folder / "classes.png", {f"{k} steps" if k != "real" else k: shares[k] for k in (shown, "real")}
-    )
+    figures.histogram(ev.folder / "classes.png", {f"{shown} steps": shares[shown], "real images": shares["real"]})
     pictures = {
         "quality.png": f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: training images.",
         "samples.png": "The same twelve chains from noise, after more and more steps.",
         "nearest.png": f"Samples after {shown} steps over their nearest training images.",
         "classes.png": f"Classes of samples after {shown} steps, and of real images.",
     }
-    header = ["samples", "Fréchet", "kernel", "precision", "recall", "density", "coverage", "class entropy", "nearest"]
-    header += ["copies"]
-    table = []
-    for key in fakes:
-        name = (
-            "training images"
-            if key == "real"
-            else f"{key.split('/')[0]} steps from {'buffer' if '/' in key else 'noise'}"
-        )
-        line = [name] + [ev.shown(f"{metric}/{space}/{key}", 3) for metric in ("frechet", "kid")]
-        line += [f"{ev.numbers[f'{m}/{space}/{key}']:.3f}" for m in ("precision", "recall", "density", "coverage")]
-        line += [ev.shown(f"class_entropy/{key}", 3), ev.shown(f"nearest/{key}", 2), ev.shown(f"copies/{key}", 3)]
-        table.append(line)
+    header = [
+        "samples",
+        "Fréchet",
+        "kernel",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "entropy",
+        "nearest",
+        "copies",
+    ]
+    table = [
+        [_name(key), *(ev.shown(f"{metric}/{space}/{key}", 3) for metric in ("frechet", "kid"))]
+        + [f"{ev.numbers[f'{m}/{space}/{key}']:.3f}" for m in ("precision", "recall", "density", "coverage")]
+        + [f"{ev.numbers[f'{m}/{key}']:.3f}" for m in ("class_entropy", "nearest", "copies")]
+        for key in images
+    ]
     notes = [
         f"{count} samples a line against the {data.name} test images; features: the classifier's, not Inception's.",
         "nearest: median distance to a training image; copies: share of samples nearer than 99 % of the test images",
     ]
     ev.sections.append(report.Section("Samples", header, table, notes, pictures))
+
+
+def _name(key: str) -> str:
+    steps, _, buffer = key.partition("/")
+    return "training images" if key == "real" else f"{steps} steps from {buffer or 'noise'}"
 
 
 def chains(ev: Evaluation) -> None:
@@ -304,10 +307,11 @@ def chains(ev: Evaluation) -> None:
         ev.put(f"chains/distance/{name}", distance[own, -1].mean())
     steady = ev.numbers["chains/rhat/all"] < cfg.rhat
     ev.put("chains/steady_state", float(steady))
-    verdict = (
-        "tell of one law" if steady else "do not tell of one law: this model has no steady state within these steps"
-    )
-    notes = [f"{count} chains each, {cfg.steps} steps, the energy's second half; from noise and data they {verdict}"]
+    notes = [
+        f"{count} chains each, {cfg.steps} steps; R̂ and ESS of the energy in the second half",
+        f"chains from noise and from data {'tell' if steady else 'do not tell'} of one law: "
+        f"{'a' if steady else 'no'} steady state of the sampler within these steps",
+    ]
     if len(data.shape) == 3 and data.train_labels is not None:
         net = ev.classifier[0]
         before, after = (
@@ -317,32 +321,28 @@ def chains(ev: Evaluation) -> None:
         ev.put("chains/same_class", float((before == after).double().mean()))
         notes.append(f"of the chains from data {ev.numbers['chains/same_class']:.0%} end in the class they started in")
 
-    correlations = {
-        name: metrics.autocorrelation(settled[own])[None, : settled.shape[1] // 2] for name, own in groups.items()
-    }
+    lags = settled.shape[1] // 2
     panels = {
         "energy": {f"from {name}": energy[own] for name, own in groups.items()},
         "distance from the start": {f"from {name}": distance[own] for name, own in groups.items()},
-        "autocorrelation": {f"from {name}": values for name, values in correlations.items()},
+        "autocorrelation": {
+            f"from {name}": metrics.autocorrelation(settled[own])[None, :lags] for name, own in groups.items()
+        },
     }
     figures.chains(ev.folder / "chains.png", steps, panels)
-    pictures = {
-        "chains.png": "Energy and distance of single chains (thin) and their median; autocorrelation of the energy."
-    }
+    pictures = {"chains.png": "Single chains (thin) and their median: energy, distance; autocorrelation of the energy."}
     if len(data.shape) == 3:
         shown = [*range(min(4, count)), *range(count, count + min(4, count))]
-        figures.strips(
-            ev.folder / "chain_strips.png", torch.stack([x[shown] for x in snapshots.values()]), list(snapshots)
-        )
+        trace = torch.stack([x[shown] for x in snapshots.values()])
+        figures.strips(ev.folder / "chain_strips.png", trace, list(snapshots))
         pictures["chain_strips.png"] = "Chains from noise above, from test images below."
     rows = [
         [f"from {name}" if name in groups else "all"]
         + [ev.shown(f"chains/{what}/{name}", 3) for what in ("energy", "distance", "rhat", "ess")]
         for name in ("noise", "data", "all")
     ]
-    ev.sections.append(
-        report.Section("Chains", ["chains", "energy", "distance", "split-R̂", "ESS"], rows, notes, pictures)
-    )
+    header = ["chains", "energy", "distance", "split-R̂", "ESS"]
+    ev.sections.append(report.Section("Chains", header, rows, notes, pictures))
 
 
 def density(ev: Evaluation) -> None:
@@ -373,15 +373,10 @@ def plane(ev: Evaluation) -> None:
         ev.put("nll/truth", truth)
         panels["density of the data"] = log_p.exp().view(square)
     figures.points(ev.folder / "densities.png", panels | {f"samples, {steps} steps": x, "data": ev.dataset.test[:4096]})
-    keys = {
-        "log_z": "log Z",
-        "nll": "negative log-likelihood",
-        "nll/truth": "of the true density",
-        "kl": "KL(data‖model)",
-    }
-    rows = [[name, ev.shown(key)] for key, name in keys.items() if key in ev.numbers]
+    keys = ("log_z", "nll", "nll/truth", "kl")
+    rows = [[key, ev.shown(key)] for key in keys if key in ev.numbers]
     pictures = {"densities.png": f"{ev.dataset.name}: energy surface, densities, samples and data."}
-    notes = [f"in nats; integrals over [−1, 1]² on {ev.cfg.densities.cells}² cells"]
+    notes = [f"integrals over [−1, 1]² on {ev.cfg.densities.cells}² cells; nll: −log-likelihood of the test points"]
     ev.sections.append(report.Section("Density", ["", "nats"], rows, notes, pictures))
 
 
@@ -391,11 +386,9 @@ def likelihood(ev: Evaluation) -> None:
     generator = torch.Generator(ev.device).manual_seed(ev.cfg.seed)
     count = min(cfg.chains, len(data.test))
     x = scaled(data.test[:count]).to(ev.device)
-    for _ in range(cfg.burn_in):  # from test images towards exp(−E), where the reverse chains have to start
-        x, _ = ais.hmc(energy, x, cfg.burn_in_step, cfg.leapfrog, generator, (-1, 1))
     betas = ais.temperatures(cfg.temperatures, cfg.power)
     base = densities.Uniform(data.shape, ev.device)
-    found = ais.bracket(energy, base, x, generator, betas, cfg.leapfrog, cfg.acceptance, (-1, 1))
+    found = ais.bracket(energy, base, x, generator, betas, cfg.leapfrog, cfg.acceptance, (-1, 1), cfg.burn_in)
     mean = float(metrics.scores(energy, data.test, ev.cfg.batch_size, ev.device).mean())
     quantised = math.log2(127.5) if data.test.dtype == torch.uint8 else 0.0  # a byte's width in [−1, 1] is 2/255
     for side in ("lower", "upper"):
@@ -427,7 +420,6 @@ def check_numbers(cfg: DictConfig) -> None:
     check.number("noise_std", cfg.noise_std, 0)
     check.number("chains.rhat", cfg.chains.rhat, 1)
     check.number("ais.power", cfg.ais.power, 0, open_low=True)
-    check.number("ais.burn_in_step", cfg.ais.burn_in_step, 0, open_low=True)
     check.number("ais.burn_in", cfg.ais.burn_in, 0, integer=True)
     least = {"batch_size": 1, "bootstrap": 2, "samples.count": 8, "samples.neighbours": 1, "chains.count": 2}
     least |= {"chains.steps": 16, "densities.cells": 2, "densities.steps": 1, "ais.chains": 2, "ais.temperatures": 1}
@@ -500,49 +492,6 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
     return out
 
 
-def compare(folders: list[Path], out: Path) -> None:
-    """One table (compare.json, compare.html) and one figure (compare.png) of evaluations in `folders`."""
-    runs = {}
-    for folder in folders:
-        found = [folder / "metrics.json", *sorted(folder.glob("evaluation/*/metrics.json"))]
-        file = next((file for file in found if file.is_file()), None)
-        if file is None:
-            raise ValueError(f"compare: {folder} holds no metrics.json of an evaluation: run it first")
-        runs[str(folder)] = json.loads(file.read_text())
-    short = shortened(list(runs))
-    keys = [
-        key
-        for key in dict.fromkeys(key for numbers in runs.values() for key in numbers)
-        if key.split("/")[0] in PANELS and not key.endswith("ci95") and key.count("/") <= (key[:5] != "auroc") + 1
-    ]
-    panels: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for key in keys:
-        panel, _, row = key.partition("/")
-        for name, numbers in runs.items():
-            if panel != "chains" and key in numbers:
-                triple = [numbers[key], *numbers.get(f"{key}/ci95", [numbers[key]] * 2)]
-                panels.setdefault(panel, {}).setdefault(short[name], {})[row or panel] = triple
-    if not keys:
-        raise ValueError("compare: the evaluations hold no numbers to compare")
-    rows = [[key, *(f"{n[key]:.4f}" if key in n else "—" for n in runs.values())] for key in keys]
-    section = report.Section(
-        "Comparison", ["", *(short[name] for name in runs)], rows, [], {"compare.png": "With 95 % intervals."}
-    )
-    figures.intervals(out / "compare.png", panels)
-    report.write(out / "compare.html", "Comparison", [section], {}, {})
-    (out / "compare.json").write_text(
-        json.dumps({short[name]: numbers for name, numbers in runs.items()}, indent=2) + "\n"
-    )
-    print(f"{section.text()}\ntable        {out / 'compare.html'}\nfigure       {out / 'compare.png'}")
-
-
-def shortened(names: list[str]) -> dict[str, str]:
-    """Paths without the parts that all have in common."""
-    parts = [Path(name).parts for name in names]
-    alike = {part for part in parts[0] if all(part in own for own in parts)}
-    return {name: "/".join(p for p in own if p not in alike) or name for name, own in zip(names, parts, strict=True)}
-
-
 class Comparison(Callback):
     """Compares the evaluations of a sweep after its last job."""
 
@@ -556,7 +505,7 @@ class Comparison(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         with one_line_errors():
             if len(self.folders) > 1:
-                compare(self.folders, output_folder(config.out, ".", "evaluation/compare"))
+                report.compare(self.folders, output_folder(config.out, ".", "evaluation/compare"))
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -565,7 +514,7 @@ def main(cfg: DictConfig) -> str:
     with one_line_errors():
         if cfg.compare is not None:
             given = list(cfg.compare) if OmegaConf.is_list(cfg.compare) else [cfg.compare]
-            compare([Path(str(path)) for path in given], output_folder(cfg.out, ".", "evaluation/compare"))
+            report.compare([Path(str(path)) for path in given], output_folder(cfg.out, ".", "evaluation/compare"))
             return ""
         return str(evaluate(cfg, job.job.num if job.mode == RunMode.MULTIRUN else None))
 

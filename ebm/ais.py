@@ -48,6 +48,7 @@ def bracket(
     leapfrog: int = 3,
     acceptance: float = 0.8,
     bounds: Sequence[float] | None = None,
+    burn_in: int = 0,
 ) -> Bracket:
     """log Z of exp(−E) by AIS and its reverse (Neal 2001; Grosse et al. 2015, "Sandwiching the marginal likelihood").
 
@@ -55,6 +56,7 @@ def bracket(
 
     base        a density with `__call__` (its energy), `sample(count, generator)` and `log_z`
     samples     (chains, *shape) of the target, where the reverse starts; as many go forward
+    burn_in     transitions at β = 1 that the samples first make, where they are not of the target itself
     leapfrog    steps of a transition, >= 1; with 1 it is MALA
     acceptance  that a first pass, which is thrown away, tunes each temperature's step size to: the weights are then
                 those of fixed kernels, and unbiased
@@ -94,7 +96,10 @@ def bracket(
         start = base.sample(2 * len(samples), generator).to(samples)
         walk(start[: len(samples)], steps, tune=True)
         forward, rate = walk(start[len(samples) :], steps, tune=False)
-        backward, _ = walk(samples, steps[::-1], tune=False)
+        x = samples
+        for _ in range(burn_in):
+            x, _ = hmc(energy, x, sizes[-1], leapfrog, generator, bounds)
+        backward, _ = walk(x, steps[::-1], tune=False)
     if not bool(torch.isfinite(forward).all() and torch.isfinite(backward).all()):
         raise ValueError("annealed importance sampling gave weights that are not finite")
     return Bracket(forward + base.log_z, backward + base.log_z, rate)

@@ -95,6 +95,7 @@ def scores(path: Path, sets: Mapping[str, NDArray[np.float64]]) -> None:
     powers = [10.0**k for k in range(-1, 9)]
     ticks = [t for t in [*(-p for p in powers), 0, *powers] if edges[0] <= np.arcsinh(t / linear) <= edges[-1]]
     axes.set_xticks(np.arcsinh(np.array(ticks) / linear), [f"{t:g}".replace("-", "−") for t in ticks])
+    axes.set_ylim(1 - len(sets), 1)
     axes.set_yticks([0.2 - i for i in range(len(sets))], list(sets))
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

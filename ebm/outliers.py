@@ -93,9 +93,9 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
 
 def _torchvision_test(name: str, root: str) -> Tensor:
     """Bytes (N, C, H, W) of a test split that lies in `root`."""
-    which: dict[str, Any] = {"SVHN": {"split": "test"}, "Omniglot": {"background": False}}.get(name, {"train": False})
+    which: dict[str, dict[str, Any]] = {"SVHN": {"split": "test"}, "Omniglot": {"background": False}}
     try:
-        split = getattr(torchvision.datasets, name)(root, download=False, **which)
+        split = getattr(torchvision.datasets, name)(root, download=False, **which.get(name, {"train": False}))
     except (RuntimeError, OSError) as error:
         raise ValueError(f"{name} is not in {root}, where torchvision looks for it") from error
     if name == "Omniglot":  # black strokes on white, one file an image

@@ -8,6 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ebm import figures
+
+COMPARED = ("auroc", "frechet", "kid", "class_entropy", "kl", "nll", "bits_per_dim")  # the panels of a comparison
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1em 0; font-size: 13px }
@@ -67,3 +70,38 @@ def write(
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>\n'
     path.write_text(page + "\n".join(body) + "\n</body></html>\n", encoding="utf-8")
+
+
+def compare(folders: Sequence[Path], out: Path) -> None:
+    """One table (compare.html, compare.json) and one figure (compare.png) in `out` of evaluations, each a folder with
+    metrics.json or a run directory with evaluation/*/metrics.json, of which the newest counts.
+
+    Raises ValueError for a folder that holds none.
+    """
+    runs = {}
+    for folder in folders:
+        files = [file for pattern in ("metrics.json", "evaluation/*/metrics.json") for file in folder.glob(pattern)]
+        if not files:
+            raise ValueError(f"compare: {folder} holds no metrics.json of an evaluation: run it first")
+        runs[folder] = json.loads(max(files, key=lambda file: file.stat().st_mtime_ns).read_text())
+    alike = {part for part in folders[0].parts if all(part in folder.parts for folder in folders)}
+    short = {run: "/".join(part for part in run.parts if part not in alike) or str(run) for run in runs}
+    panels: dict[str, dict[str, dict[str, Sequence[float]]]] = {}
+    rows: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for numbers in runs.values() for key in numbers):
+        panel, _, row = key.partition("/")
+        if panel not in COMPARED or key.endswith("/ci95") or (panel == "auroc" and "/" in row):
+            continue
+        rows[key] = [key, *(f"{numbers[key]:.4f}" if key in numbers else "—" for numbers in runs.values())]
+        for run, numbers in runs.items():
+            if key in numbers:
+                triple = [numbers[key], *numbers.get(f"{key}/ci95", [numbers[key]] * 2)]
+                panels.setdefault(panel, {}).setdefault(short[run], {})[row or panel] = triple
+    if not rows:
+        raise ValueError("compare: the evaluations hold no numbers to compare")
+    figures.intervals(out / "compare.png", panels)
+    pictures = {"compare.png": "Dots: values; lines: 95 % intervals."}
+    section = Section("Comparison", ["", *(short[run] for run in runs)], list(rows.values()), [], pictures)
+    write(out / "compare.html", "Comparison", [section], {}, {})
+    (out / "compare.json").write_text(json.dumps({short[run]: runs[run] for run in runs}, indent=2) + "\n")
+    print(f"{section.text()}\ntable        {out / 'compare.html'}\nfigure       {out / 'compare.png'}")
