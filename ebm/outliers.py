@@ -81,7 +81,8 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
             raise ValueError(f"needs square images, the data's are {x.shape[-2]}×{x.shape[-1]}")
         return x.rot90(1, dims=(-2, -1))
     if name == "blurred":
-        return functional.gaussian_blur(x, [9, 9], [1.5, 1.5])
+        side = min(9, 2 * min(x.shape[-2:]) - 1)  # what reflection at the edges can fill
+        return functional.gaussian_blur(x, [side, side], [1.5, 1.5])
     if name == "tiny":
         tiny, half = torch.full_like(x, -1), x[..., ::2, ::2]
         tiny[..., -half.shape[-2] :, -half.shape[-1] :] = half
