@@ -5,8 +5,8 @@ Runs of evaluations that are there already, in one table and one figure:  python
 
 import json
 import math
-import os
 import platform
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -469,8 +469,9 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
     dataset = dataset_of(cfg, states[0])
     sampler = sampler_of(cfg, states[0])
     sub = "" if number is None or (cfg.out is None and Path(paths[0]).is_dir()) else f"/{number}"
-    out = output_folder(cfg.out and cfg.out + sub, paths[0], f"evaluation/{cfg.evaluation.name}{sub}")
-    with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=out) as aside:
+    if cfg.out is not None and Path(cfg.out).is_file():
+        raise ValueError(f"out must be a directory, got the file {cfg.out}")
+    with tempfile.TemporaryDirectory(prefix="evaluation-") as aside:
         ev = Evaluation(cfg, states[0], energies, dataset, sampler, device, Path(aside))
         for part in cfg.evaluation.parts:
             PARTS[part](ev)
@@ -479,8 +480,9 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
         title = f"{cfg.evaluation.name}: {Path(paths[0]).name} on {dataset.name}"
         report.write(ev.folder / "report.html", title, ev.sections, ev.skipped, numbers["protocol"])
         (ev.folder / "metrics.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n")
+        out = output_folder(cfg.out and cfg.out + sub, paths[0], f"evaluation/{cfg.evaluation.name}{sub}")
         for file in sorted(ev.folder.iterdir(), key=lambda file: file.suffix == ".json"):  # the numbers last
-            os.replace(file, out / file.name)
+            shutil.move(file, out / file.name)
     pictures = {Path(name).stem: out / name for section in ev.sections for name in section.pictures}
     logged: Any = OmegaConf.to_container(cfg, resolve=True)
     tracking.log_evaluation(out, numbers, pictures, logged, **logged["wandb"])
@@ -503,20 +505,25 @@ class Comparison(Callback):
             self.folders.append(Path(job_return._return_value))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        with one_line_errors():
-            if len(self.folders) > 1:
+        if len(self.folders) > 1:
+            with one_line_errors():
                 report.compare(self.folders, output_folder(config.out, ".", "evaluation/compare"))
+
+
+def launch(cfg: DictConfig, number: int | None = None) -> str:
+    """Evaluate or compare; the folder of an evaluation as a string, "" of a comparison."""
+    with one_line_errors():
+        if cfg.compare is None:
+            return str(evaluate(cfg, number))
+        given = cfg.compare if OmegaConf.is_list(cfg.compare) else [cfg.compare]
+        report.compare([Path(str(path)) for path in given], output_folder(cfg.out, ".", "evaluation/compare"))
+    return ""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> str:
     job = HydraConfig.get()
-    with one_line_errors():
-        if cfg.compare is not None:
-            given = list(cfg.compare) if OmegaConf.is_list(cfg.compare) else [cfg.compare]
-            report.compare([Path(str(path)) for path in given], output_folder(cfg.out, ".", "evaluation/compare"))
-            return ""
-        return str(evaluate(cfg, job.job.num if job.mode == RunMode.MULTIRUN else None))
+    return launch(cfg, job.job.num if job.mode == RunMode.MULTIRUN else None)
 
 
 if __name__ == "__main__":

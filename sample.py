@@ -125,10 +125,14 @@ def sample(cfg: DictConfig) -> None:
     print(f"pictures     {' '.join(str(out / name) for name in names)}")
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="sample")
-def main(cfg: DictConfig) -> None:
+def launch(cfg: DictConfig) -> None:
     with one_line_errors():
         sample(cfg)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="sample")
+def main(cfg: DictConfig) -> None:
+    launch(cfg)
 
 
 if __name__ == "__main__":

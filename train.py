@@ -95,12 +95,12 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     buffer: ReplayBuffer = instantiate(cfg.buffer, _partial_=True)(
         dataset.shape, generator, class_means=dataset.class_means
     )
+    buffer.check_count(cfg.train.batch_size)
 
     noise_generator = torch.Generator().manual_seed(cfg.seed + 1)  # the same noise at every validation
     val_noise = uniform_noise((len(dataset.test), *dataset.shape), noise_generator)
     noise_1024 = uniform_noise((1024, *dataset.shape), noise_generator)
 
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     lr = optimizer.param_groups[0]["lr"]
     step, best = 0, float("inf")
     step_limits = [cfg.train.max_steps, cfg.train.epochs and cfg.train.epochs * batches.steps_per_epoch]
@@ -114,6 +114,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         Tracker(run_dir, config, **config["wandb"]) as tracker,
         tqdm(total=max_steps, unit="step", dynamic_ncols=True) as bar,
     ):
+        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
         while True:
             epoch, position = divmod(step, batches.steps_per_epoch)
             progress = max(step / max_steps if max_steps else 0.0, seconds / max_seconds if max_seconds else 0.0)
@@ -189,7 +190,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def print_whereabouts(run_dir: Path, pictures: dict[str, Path], tracker: Tracker) -> None:
-    shown = Path(run_dir).relative_to(Path.cwd()) if Path(run_dir).is_relative_to(Path.cwd()) else run_dir
+    shown = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
     print(f"pictures     {' '.join(str(shown / 'samples' / file.name) for file in pictures.values())}")
     print(f"checkpoint   {shown}/checkpoints/last.pt")
     if tracker.wandb_dir:
@@ -198,15 +199,18 @@ def print_whereabouts(run_dir: Path, pictures: dict[str, Path], tracker: Tracker
     print(f"             python evaluate.py checkpoint={shown}")
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
+def launch(cfg: DictConfig, run_dir: Path) -> None:
     with one_line_errors():
         try:
             train(cfg, run_dir)
         finally:
             if not any(run_dir.iterdir()):
                 run_dir.rmdir()  # nothing came of it: leave no empty directory
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    launch(cfg, Path(HydraConfig.get().runtime.output_dir))
 
 
 if __name__ == "__main__":

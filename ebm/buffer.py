@@ -63,11 +63,15 @@ class ReplayBuffer:
         x.normal_(0, self.init_noise_std, generator=generator)
         return x.add_(self.class_means[classes]).clamp_(-1, 1)
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """`count` distinct chains: (chains (count, *shape), places (count,), ages (count,)), all copies."""
+    def check_count(self, count: int) -> None:
+        """ValueError where there are fewer than `count` chains to draw."""
         if count > self.size:
             key = "buffer.initial" if self.policy == "fifo" else "buffer.capacity"
             raise ValueError(f"{key} must be at least the batch size, got {self.size} for {count} chains")
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """`count` distinct chains: (chains (count, *shape), places (count,), ages (count,)), all copies."""
+        self.check_count(count)
         places = torch.randperm(self.size, generator=generator, device=self.chains.device)[:count]
         renew = torch.rand(count, generator=generator, device=self.chains.device) < self.reinit_probability
         mask = renew.view(-1, *[1] * (self.chains.dim() - 1))

@@ -17,10 +17,11 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
+        missing = type(error).__name__ == "MissingMandatoryValue"  # a key whose value is ??? in the config
         cause: BaseException = error  # what a constructor raised lies under Hydra's own exception
         while type(cause).__name__ == "InstantiationException":
             cause = cause.__cause__ or ValueError(str(cause))
-        if cause is error and not isinstance(error, (ValueError, OSError)):
+        if cause is error and not isinstance(error, (ValueError, OSError)) and not missing:
             raise
         line = " ".join(str(cause).split())
         print(f"error: {line} (HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)

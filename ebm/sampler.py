@@ -157,7 +157,7 @@ class SGLD:
                     (gradient,) = torch.autograd.grad(energy(x).sum(), x)
                 x = x.detach()
                 if self.grad_clamp:
-                    gradient = gradient.clamp_(-self.grad_clamp, self.grad_clamp)
+                    gradient = gradient.clamp(-self.grad_clamp, self.grad_clamp)
                 x.sub_(gradient, alpha=step_size)
                 if self.bounds:
                     x.clamp_(*self.bounds)

@@ -1,0 +1,418 @@
+"""train.py, sample.py and evaluate.py as a user runs them, and every error a user can make."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, assert_one_line_error, run, run_script
+from PIL import Image
+
+from ebm.checkpoint import load, load_energy
+from ebm.energies import ConvEnergy
+
+TRAIN_KEYS = {
+    *("train/loss", "train/cd", "train/energy_l2", "train/score_real", "train/score_fake", "train/lr"),
+    *("train/grad_norm", "train/images_per_s", "train/sgld_steps_per_s"),
+}
+VAL_KEYS = {"val/cd", "val/score_real", "val/score_noise", "noise/score"}
+
+
+def records(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- train.py
+
+
+def test_run_directory(run_dir):
+    for name in ("config.yaml", "metrics.jsonl", "checkpoints/last.pt", "checkpoints/best.pt", "wandb"):
+        assert (run_dir / name).exists(), name
+    assert {path.name for path in (run_dir / "samples").iterdir()} == {
+        "generation_000030.png",
+        "buffer_000030.png",
+    }
+    for path in (run_dir / "samples").iterdir():
+        assert np.asarray(Image.open(path)).std() > 10  # not one colour
+
+
+def test_metrics_have_the_stable_names(run_dir):
+    lines = records(run_dir)
+    training, validation = ([line for line in lines if key in line] for key in ("train/loss", "val/cd"))
+    assert [line["step"] for line in training] == [10, 20, 30]
+    assert all(set(line) == TRAIN_KEYS | {"step", "epoch"} for line in training)
+    assert [line["step"] for line in validation] == [30] and set(validation[0]) == VAL_KEYS | {"step", "epoch"}
+    for line in training:
+        assert line["train/loss"] == pytest.approx(line["train/cd"] + line["train/energy_l2"], abs=1e-6)
+        assert line["train/cd"] == pytest.approx(line["train/score_fake"] - line["train/score_real"], abs=1e-6)
+    assert validation[0]["val/cd"] == pytest.approx(validation[0]["val/score_noise"] - validation[0]["val/score_real"])
+    assert [line["train/lr"] for line in training] == pytest.approx([8e-4 * (1 - 0.9 * s / 30) for s in (9, 19, 29)])
+
+
+def test_says_where_things_lie_and_what_to_try(run_dir):
+    out = (run_dir / "stdout.txt").read_text()
+    for word in (
+        "generation_000030.png",
+        "checkpoints/last.pt",
+        "offline-run",
+        "python sample.py",
+        "python evaluate.py",
+    ):
+        assert word in out
+    bar = (run_dir / "stderr.txt").read_text()
+    assert "loss" in bar and "score gap" in bar and "images/s" in bar
+
+
+def test_wandb_holds_the_same(run_dir):
+    """The offline run read back by W&B's own tool."""
+    (offline,) = (run_dir / "wandb").glob("offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(offline)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for key in TRAIN_KEYS | VAL_KEYS | {"samples/generation", "samples/buffer"}:
+        assert key in done.stdout, key
+    assert "step 30" in done.stdout or "step 30" in "".join(  # the caption
+        path.read_text(errors="ignore") for path in offline.rglob("*.json")
+    )
+    media = {path.name.split("_")[0] for path in (offline / "files/media/images/samples").iterdir()}
+    assert media == {"generation", "buffer"}
+
+
+def test_same_seed_same_bits_and_another_seed_another_run(tmp_path):
+    arguments = ["train.py", *TINY, "train.max_steps=6", "train.log_every=2", "wandb.mode=disabled"]
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        result = run(*arguments, f"seed={seed}", f"hydra.run.dir={tmp_path / name}")
+        assert result.returncode == 0, result.stderr
+    a, b, c = (load(tmp_path / name) for name in "abc")
+    for key, value in a["energy"].items():
+        assert torch.equal(value, b["energy"][key])
+    assert torch.equal(a["buffer"]["chains"], b["buffer"]["chains"]) and torch.equal(a["generator"], b["generator"])
+    assert not torch.equal(a["buffer"]["chains"], c["buffer"]["chains"])
+
+    def numbers(name: str) -> list[dict[str, float]]:
+        return [{k: v for k, v in line.items() if not k.endswith("per_s")} for line in records(tmp_path / name)]
+
+    assert numbers("a") == numbers("b") and numbers("a") != numbers("c")
+    assert not (tmp_path / "a/wandb").exists()
+
+
+GROUPS = {
+    "data": {
+        "mnist5k": [],
+        "mnist": ["data.root={root}"],
+        "fashion_mnist": ["data.root={root}"],
+        "folder": ["data.root={images}"],
+    },
+    "energy": {"cnn": [], "resnet": [], "mlp": []},
+    "experiment": {"quick": [], "tutorial": ["data.root={root}", "buffer.capacity=256", "buffer.initial=16"]},
+    "scheduler": {"exponential": [], "linear": []},
+}
+
+
+@pytest.mark.parametrize("group, option", [(group, option) for group, options in GROUPS.items() for option in options])
+def test_every_config_trains_two_steps(group, option, tmp_path, request):
+    extra = GROUPS[group][option]
+    values = {}
+    if any("{root}" in argument for argument in extra):
+        values["root"] = request.getfixturevalue("data_root")
+    if option == "folder":
+        values["images"] = tmp_path / "images"
+        values["images"].mkdir()
+        for i in range(24):
+            pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(values["images"] / f"{i}.png")
+    small = [argument for argument in TINY if option != "resnet" or "hidden" not in argument]
+    arguments = [argument.format(**values) for argument in extra]
+    path = tmp_path / "run"
+    result = run(
+        "train.py", f"{group}={option}", *small, *arguments, "train.max_steps=2", "wandb.mode=disabled",
+        f"hydra.run.dir={path}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert load(path)["step"] == 2
+    shape = load(path)["energy_config"]["shape"]
+    assert load_energy(path)(torch.zeros(3, *shape)).shape == (3,)
+
+
+def test_every_config_group_option_is_tested_or_needs_a_download():
+    for group in ("data", "energy", "scheduler", "experiment"):
+        options = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")} - {"trained"}
+        assert options - set(GROUPS[group]) == ({"cifar10"} if group == "data" else set())
+
+
+def test_cifar10_composes_and_says_how_to_get_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    run_dir = f"hydra.run.dir={tmp_path / 'run'}"
+    result = run("train.py", "data=cifar10", f"data.root={tmp_path / 'file'}", run_dir)
+    assert_one_line_error(result, "CIFAR10", "data.root", "data=mnist5k")
+
+
+def test_every_number_of_the_tutorial_is_a_default():
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", ["experiment=tutorial"])
+    assert cfg.data.name == "MNIST" and cfg.energy.hidden == 32
+    sampler = cfg.sampler
+    assert (sampler.steps, sampler.step_size, sampler.noise_std, sampler.grad_clamp) == (60, 10.0, 0.005, 0.03)
+    buffer = cfg.buffer
+    assert (buffer.capacity, buffer.initial, buffer.reinit_probability, buffer.policy) == (8192, 128, 0.05, "fifo")
+    assert (cfg.loss.alpha, cfg.loss.noise_std) == (0.1, 0.005)
+    assert (cfg.optimizer.lr, cfg.optimizer.beta1, cfg.optimizer.beta2) == (1e-4, 0.0, 0.999)
+    assert cfg.scheduler.gamma == 0.97
+    train = cfg.train
+    assert (train.epochs, train.batch_size, train.grad_norm_clip, train.eval_batch_size) == (60, 128, 0.1, 256)
+    assert (train.max_steps, train.max_minutes) == (None, None)
+    assert (train.validate_every_epochs, train.sample_every_epochs, train.sample_steps) == (1, 5, 256)
+
+
+def test_limits_hold_together(tmp_path):
+    path = tmp_path / "run"
+    arguments = ["train.max_steps=1000000", "train.epochs=1000", "train.max_minutes=0.01", "wandb.mode=disabled"]
+    result = run("train.py", *TINY, *arguments, f"hydra.run.dir={path}")
+    assert result.returncode == 0, result.stderr
+    last = [line for line in records(path) if "train/lr" in line][-1]
+    assert last["step"] < 1000
+    assert last["train/lr"] < 0.15e-3  # the schedule ran to its end, the time limit's
+
+
+# --- sample.py
+
+
+def test_sample_from_noise(run_dir, tmp_path):
+    arguments = ["num_samples=20", "steps=16", f"checkpoint={run_dir}"]
+    for name, extra in [("a", []), ("b", ["batch_size=8"]), ("c", ["seed=1"]), ("d", ["sampler.step_size=1"])]:
+        result = run_script("sample.py", *arguments, *extra, f"out={tmp_path / name}")
+        assert result.returncode == 0, result.stderr
+    x = {name: np.load(tmp_path / name / "samples.npz")["samples"] for name in "abcd"}
+    assert x["a"].shape == (20, 1, 28, 28) and x["a"].dtype == np.float32 and np.abs(x["a"]).max() <= 1
+    assert np.array_equal(x["a"], x["b"])
+    assert not np.array_equal(x["a"], x["c"]) and not np.array_equal(x["a"], x["d"])
+    for name in ("grid.png", "strips.png"):
+        assert np.asarray(Image.open(tmp_path / "a" / name)).std() > 10
+    gif = Image.open(tmp_path / "a/chains.gif")
+    assert gif.n_frames == 17
+
+
+def test_sample_from_buffer_and_from_images(run_dir, tmp_path):
+    arguments = [f"checkpoint={run_dir / 'checkpoints/last.pt'}", "steps=1", "sampler.noise_std=0"]
+    out = tmp_path / "buffer"
+    result = run("sample.py", *arguments, "init=buffer", "num_samples=9", "sampler.step_size=1e-9", f"out={out}")
+    assert result.returncode == 0, result.stderr
+    x, chains = np.load(out / "samples.npz")["samples"], load(run_dir)["buffer"]["chains"].numpy()
+    assert all(np.abs(chains - image).max(axis=(1, 2, 3)).min() < 1e-6 for image in x)
+
+    images = tmp_path / "images.npz"
+    np.savez(images, samples=np.zeros((5, 1, 28, 28), np.float32))
+    out = tmp_path / "images"
+    result = run("sample.py", *arguments, "init=images", f"images={images}", f"out={out}")
+    assert result.returncode == 0, result.stderr
+    assert np.load(out / "samples.npz")["samples"].shape == (5, 1, 28, 28)
+
+
+def test_denoise_published_weights_gain_psnr(published, data_root, tmp_path):
+    result = run(
+        "sample.py", f"checkpoint={published}", "init=denoise", "num_samples=16", "steps=30",
+        f"data.root={data_root}", f"out={tmp_path}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    line = next(line for line in result.stdout.splitlines() if line.startswith("PSNR"))
+    noisy, restored = map(float, re.findall(r"([0-9.]+) dB", line))
+    assert restored > noisy + 2
+    assert (tmp_path / "denoised.png").is_file()
+
+
+# --- evaluate.py
+
+
+def test_evaluate_published_weights(published, data_root, tmp_path):
+    result = run_script(
+        "evaluate.py", f"checkpoint={published}", f"data.root={data_root}", f"out={tmp_path}", "evaluation=scores"
+    )
+    assert result.returncode == 0, result.stderr
+    numbers = json.loads((tmp_path / "metrics.json").read_text())
+    sets = ("train", "test", "noise", "noisy", "rotated", "tiny")
+    assert {f"score/{name}/{kind}" for name in sets for kind in ("mean", "std")} <= set(numbers)
+    assert {f"auroc/{name}" for name in sets} <= set(numbers)
+    assert numbers["score/noise/mean"] == pytest.approx(-17.88, abs=0.05)
+    assert -0.01 < numbers["score/train/mean"] < 0.005
+    assert numbers["auroc/noise"] == 1 and numbers["auroc/test"] == 0.5
+    assert numbers["auroc/tiny"] == pytest.approx(0.84, abs=0.02)
+    for name in sets:
+        assert name in result.stdout
+    for name in ("examples.png", "scores.png"):
+        assert np.asarray(Image.open(tmp_path / name)).std() > 10
+
+
+def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
+    for size in (256, 40):
+        out = tmp_path / str(size)
+        result = run("evaluate.py", f"checkpoint={run_dir}", f"batch_size={size}", f"out={out}", "evaluation=scores")
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "256/metrics.json").read_text() == (tmp_path / "40/metrics.json").read_text()
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("sampler.steps=abc", ["sampler.steps", "'abc'", "integer"]),
+        ("sampler.steps=-1", ["sampler.steps", "-1"]),
+        ("optimizer.lr=0", ["optimizer.lr"]),
+        ("optimizer.lr=nan", ["optimizer.lr"]),
+        ("buffer.capacity=0", ["buffer.capacity"]),
+        ("buffer.capacity=64", ["buffer.capacity", "batch size"]),
+        ("loss.alpha=x", ["loss.alpha"]),
+        ("energy.hidden=1.5", ["energy.hidden"]),
+        ("train.batch_size=100000", ["train.batch_size", "4500"]),
+        ("train.max_steps=0", ["train.max_steps"]),
+        ("train.log_every=zero", ["train.log_every"]),
+        ("device=tpu9", ["device", "tpu9"]),
+        ("seed=-1", ["seed"]),
+        ("wandb.mode=loud", ["wandb.mode", "offline"]),
+        ("data=folder", ["data.root"]),
+    ],
+)
+def test_train_refuses(override, words, tmp_path):
+    path = tmp_path / "run"
+    result = run("train.py", override, f"hydra.run.dir={path}")
+    assert_one_line_error(result, *words)
+    assert not path.exists()
+
+
+def test_mistyped_key_is_refused(tmp_path):
+    result = run_script("train.py", "sampler.stepz=3", f"hydra.run.dir={tmp_path / 'run'}")
+    assert result.returncode == 1 and "stepz" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_full_traceback_on_request(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), "sampler.steps=abc", f"hydra.run.dir={tmp_path / 'run'}"]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HYDRA_FULL_ERROR": "1"})
+    assert result.returncode == 1 and "Traceback" in result.stderr and "sampler.steps" in result.stderr
+
+
+@pytest.mark.parametrize("script", ["sample.py", "evaluate.py"])
+def test_checkpoints_that_are_none(script, run_dir, tmp_path):
+    last = (run_dir / "checkpoints/last.pt").read_bytes()
+    (tmp_path / "truncated.pt").write_bytes(last[: len(last) // 2])
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save([1, 2], tmp_path / "list.pt")
+    other = load(run_dir) | {"energy": ConvEnergy(hidden=8).state_dict()}
+    torch.save(other, tmp_path / "other.pt")
+    (tmp_path / "directory").mkdir()
+    for name, word in [
+        ("missing.pt", "does not exist"),
+        ("directory", "not a run"),
+        ("truncated.pt", "not a checkpoint"),
+        ("text.pt", "not a checkpoint"),
+        ("empty.pt", "not a checkpoint"),
+        ("list.pt", "not a checkpoint"),
+        ("other.pt", "architecture"),
+    ]:
+        result = run(script, f"checkpoint={tmp_path / name}", f"out={tmp_path / 'out'}")
+        assert_one_line_error(result, name, word)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["num_samples=0"], ["num_samples"]),
+        (["steps=ten"], ["steps", "'ten'"]),
+        (["batch_size=-3"], ["batch_size"]),
+        (["init=somewhere"], ["init", "noise"]),
+        (["init=images"], ["images"]),
+        (["init=images", "images=nowhere.npz"], ["nowhere.npz", "does not exist"]),
+        (["init=images", "images={tmp}/wrong_size.npz"], ["wrong_size.npz", "(N, 1, 28, 28)"]),
+        (["init=images", "images={tmp}/out_of_range.npz"], ["out_of_range.npz", "[-1, 1]"]),
+        (["init=buffer", "num_samples=100000"], ["num_samples", "256"]),
+        (["sampler.step_size=-1"], ["sampler.step_size"]),
+        (["out={tmp}/wrong_size.npz"], ["out", "directory"]),
+    ],
+)
+def test_sample_refuses(overrides, words, run_dir, tmp_path):
+    np.savez(tmp_path / "wrong_size.npz", samples=np.zeros((2, 1, 14, 14), np.float32))
+    np.savez(tmp_path / "out_of_range.npz", samples=np.full((2, 1, 28, 28), 255, np.float32))
+    arguments = [argument.format(tmp=tmp_path) for argument in overrides]
+    result = run("sample.py", f"checkpoint={run_dir}", f"out={tmp_path / 'out'}", *arguments)
+    assert_one_line_error(result, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_of_another_size_is_refused(run_dir, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(4):
+        Image.new("L", (9, 9), i).save(images / f"{i}.png")
+    arguments = ["data=folder", f"data.root={images}", "data.image_size=9", "data.channels=1"]
+    result = run("evaluate.py", f"checkpoint={run_dir}", *arguments, f"out={tmp_path / 'out'}")
+    assert_one_line_error(result, "(1, 9, 9)", "(1, 28, 28)")
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
+def test_help_reads_well(script):
+    result = run_script(script, "--help")
+    assert result.returncode == 0
+    for word in ("python " + script, "seed"):
+        assert word in result.stdout
+
+
+def test_errors_of_a_real_command(tmp_path):
+    """One subprocess for what the other refusals do in this process."""
+    result = run_script("train.py", "sampler.steps=abc", f"hydra.run.dir={tmp_path / 'run'}")
+    assert_one_line_error(result, "sampler.steps", "'abc'")
+    assert result.returncode == 2 and not (tmp_path / "run").exists()
+    result = run_script("sample.py", "checkpoint=nowhere.pt")
+    assert_one_line_error(result, "nowhere.pt", "does not exist")
+
+
+def readme_block(language: str, word: str) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return next(block for block in blocks if word in block)
+
+
+def test_readme_data_and_energy_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text(readme_block("python", "def stripes"))
+    for group, name, text in [
+        ("data", "stripes", "_target_: mine.stripes\n"),
+        ("energy", "quadratic", "_target_: mine.Quadratic\nscale: 0.5\n"),
+    ]:
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{name}.yaml").write_text(text)
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--config-dir",
+        str(tmp_path),
+        "data=stripes",
+        "energy=quadratic",
+    ]
+    command += [
+        "energy=quadratic",
+        "train.max_steps=3",
+        "train.sample_steps=8",
+        "buffer.capacity=256",
+        "wandb.mode=disabled",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [*command, f"hydra.run.dir={tmp_path / 'run'}"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    state = load(tmp_path / "run")
+    assert state["energy_config"] == {"_target_": "mine.Quadratic", "scale": 0.5, "shape": [1, 16, 16]}
+    assert state["energy"]["mean"].abs().max() > 0
+
+
+def test_readme_library_example(run_dir):
+    names: dict[str, torch.Tensor] = {}
+    exec(readme_block("python", "load_energy(").replace("runs/DATE/TIME", str(run_dir)), names)
+    assert names["samples"].shape == (10, 1, 28, 28) and names["scores"].shape == (10,)
