@@ -28,9 +28,12 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) (N,)."""
-        squared = (x[:, None] - self.means).square().sum(dim=2)
         size = x.shape[1] * (self.stds.log() + 0.5 * math.log(2 * math.pi))
-        return torch.logsumexp(self.weights.log() - size - 0.5 * squared / self.stds**2, dim=1)
+        parts = []
+        for part in x.split(8192):  # (8192, K) at a time
+            squared = torch.cdist(part, self.means, compute_mode="donot_use_mm_for_euclid_dist").square()
+            parts.append(torch.logsumexp(self.weights.log() - size - 0.5 * squared / self.stds**2, dim=1))
+        return torch.cat(parts)
 
     def __call__(self, x: Tensor) -> Tensor:
         return -self.log_prob(x) - self.log_z

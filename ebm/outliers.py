@@ -46,8 +46,10 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
     if name in OTHERS or "/" in name:
         if len(dataset.shape) != 3:
             raise ValueError("images are no outliers to vectors")
-        x = image_folder(name, dataset.shape[-1], 3).train if "/" in name else _torchvision_test(OTHERS[name], root)
-        return _like(x, dataset.shape)
+        if "/" not in name:
+            return _like(_torchvision_test(OTHERS[name], root), dataset.shape)
+        folder = image_folder(name, dataset.shape[-1], 3)
+        return _like(torch.cat([folder.train, folder.test]), dataset.shape)
     if name == "train":
         return dataset.train
     if name == "test":

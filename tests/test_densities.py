@@ -30,11 +30,11 @@ def test_mixture_against_scipy() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_density_is_one_in_all_and_its_samples_follow_it(name: str) -> None:
     truth = densities.density(name)
-    cells = 500
+    cells = 300
     log_p = truth.log_prob(densities.midpoints(cells))
     assert densities.log_integral(log_p) == pytest.approx(0, abs=2e-3)
     x = truth.sample(20_000, torch.Generator().manual_seed(0))
-    expected = log_p.exp().view(10, 50, 10, 50).sum(dim=(1, 3)).double() * 4 / cells**2
+    expected = log_p.exp().view(10, 30, 10, 30).sum(dim=(1, 3)).double() * 4 / cells**2
     cell = ((x + 1) * 5).long().clamp(0, 9)
     seen = torch.bincount(cell[:, 1] * 10 + cell[:, 0], minlength=100).view(10, 10)
     kept = expected * len(x) > 20
@@ -69,7 +69,8 @@ def test_data_set_is_in_the_box_and_knows_its_law() -> None:
 
 @pytest.mark.slow
 def test_contrastive_divergence_learns_a_mixture_of_gaussians() -> None:
-    truth = densities.density("eight_gaussians")
+    means = torch.tensor([[0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5], [0.4, -0.3]])
+    truth = densities.GaussianMixture(means, torch.tensor([0.15, 0.12, 0.1, 0.2]), torch.tensor([4.0, 3.0, 1.0, 2.0]))
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator.get_state())
@@ -87,12 +88,12 @@ def test_contrastive_divergence_learns_a_mixture_of_gaussians() -> None:
         return densities.kl_on_grid(log_p, log_q - densities.log_integral(log_q))
 
     before = kl()
-    for step in range(1200):
-        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / 1200)
+    for step in range(800):
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / 800)
         chains = sampler(energy, chains, generator)
         loss, _ = loss_function(energy, truth.sample(256, generator), chains, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert before > 1
-    assert kl() < 0.3
+    assert kl() < 0.15

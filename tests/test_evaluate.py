@@ -150,7 +150,8 @@ def test_constant_and_nan_energies_are_errors_and_leave_nothing(runs: list[Path]
     checkpoint.save(tmp_path / "run" / "checkpoints" / "last.pt", state)
     with pytest.raises(ValueError, match="constant"):
         run(f"checkpoint={tmp_path / 'run'}", "evaluation=scores", f"out={tmp_path / 'out'}")
-    state["energy"]["layers.11.weight"].fill_(1e38)
+    for name in ("layers.0.weight", "layers.11.weight"):
+        state["energy"][name].fill_(1e38)
     checkpoint.save(tmp_path / "run" / "checkpoints" / "last.pt", state)
     with pytest.raises(ValueError, match="not finite"):
         run(f"checkpoint={tmp_path / 'run'}", "evaluation=scores", f"out={tmp_path / 'out'}")
