@@ -48,7 +48,7 @@ def labelled_rows(path: Path, x: Tensor, columns: Sequence[str], rows: Sequence[
     """Images (R, N, C, H, W) with a label over each column and before each row ("" for none)."""
     picture = mosaic(x)
     height, width = picture.shape[:2]
-    inches, margin, top = 0.6 * x.shape[1], 0.8 if any(rows) else 0.0, 0.5 if title else 0.25
+    inches, margin, top = 0.6 * x.shape[1], 0.8 if any(rows) else 0.0, 0.5 if title else 0.25 * any(columns)
     tall = inches * height / width
     figure = Figure(figsize=(margin + inches, tall + top), dpi=200)
     axes = figure.add_axes((margin / (margin + inches), 0, inches / (margin + inches), tall / (tall + top)))
@@ -204,6 +204,8 @@ def chains(path: Path, steps: Sequence[int], panels: Mapping[str, Mapping[str, N
             axes.plot(x, np.median(values, axis=0), color=f"C{i}", lw=1.2, label=name)
         axes.set_xscale("symlog", linthresh=max(steps[1], 1))
         axes.set_xlim(0, steps[-1])
+        if title == "energy":
+            axes.set_yscale("symlog", linthresh=0.1)  # as in `scores`
         axes.set(title=title, xlabel="SGLD steps" if title != "autocorrelation" else "lag, SGLD steps")
     axes.legend(frameon=False)
     figure.savefig(path)

@@ -12,8 +12,8 @@ from ebm import figures
 
 COMPARED = ("auroc", "frechet", "kid", "class_entropy", "kl", "nll", "bits_per_dim")  # the panels of a comparison
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1em 0; font-size: 13px }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 66em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1em 0; font-size: 13px }
 th, td { padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 td.text { white-space: normal; text-align: left }
