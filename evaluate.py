@@ -474,8 +474,10 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
     with tempfile.TemporaryDirectory(prefix="evaluation-") as aside:
         ev = Evaluation(cfg, states[0], energies, dataset, sampler, device, Path(aside))
         for part in cfg.evaluation.parts:
+            shown = len(ev.sections)
             PARTS[part](ev)
-            print(f"{ev.sections[-1].text()}\n" if ev.sections else "", end="", flush=True)
+            for section in ev.sections[shown:]:
+                print(section.text(), flush=True)
         numbers = ev.numbers | {"skipped": ev.skipped, "protocol": protocol(ev)}
         title = f"{cfg.evaluation.name}: {Path(paths[0]).name} on {dataset.name}"
         report.write(ev.folder / "report.html", title, ev.sections, ev.skipped, numbers["protocol"])
