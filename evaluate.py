@@ -478,7 +478,7 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
             PARTS[part](ev)
             for section in ev.sections[shown:]:
                 print(section.text(), flush=True)
-        numbers = ev.numbers | {"skipped": ev.skipped, "protocol": protocol(ev)}
+        numbers = ev.numbers | {"checkpoint": str(paths[0]), "skipped": ev.skipped, "protocol": protocol(ev)}
         title = f"{cfg.evaluation.name}: {Path(paths[0]).name} on {dataset.name}"
         report.write(ev.folder / "report.html", title, ev.sections, ev.skipped, numbers["protocol"])
         (ev.folder / "metrics.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n")

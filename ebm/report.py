@@ -13,7 +13,8 @@ from ebm import figures
 COMPARED = ("auroc", "frechet", "kid", "class_entropy", "kl", "nll", "bits_per_dim")  # the panels of a comparison
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 66em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1em 0; font-size: 13px }
+table { display: block; overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1em 0; font-size: 13px }
 th, td { padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 td.text { white-space: normal; text-align: left }
@@ -84,8 +85,13 @@ def compare(folders: Sequence[Path], out: Path) -> None:
         if not files:
             raise ValueError(f"compare: {folder} holds no metrics.json of an evaluation: run it first")
         runs[folder] = json.loads(max(files, key=lambda file: file.stat().st_mtime_ns).read_text())
-    alike = {part for part in folders[0].parts if all(part in folder.parts for folder in folders)}
-    short = {run: "/".join(part for part in run.parts if part not in alike) or str(run) for run in runs}
+    paths = {run: Path(numbers.get("checkpoint", run)) for run, numbers in runs.items()}
+    if len(set(paths.values())) < len(paths):  # one checkpoint evaluated in several ways
+        paths = {run: run for run in runs}
+    alike = {part for part in paths[folders[0]].parts if all(part in path.parts for path in paths.values())}
+    short = {
+        run: "/".join(part for part in path.parts if part not in alike) or str(path) for run, path in paths.items()
+    }
     panels: dict[str, dict[str, dict[str, Sequence[float]]]] = {}
     rows: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for numbers in runs.values() for key in numbers):
