@@ -246,9 +246,9 @@ def manifold_quality(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Array]
 
 
 def entropy(counts: NDArray[np.int64]) -> float:
-    """−Σ p ln p in nats of a histogram (classes,): ln(classes) for equal shares, 0 for one class alone."""
+    """−Σ p ln p / ln(classes) of a histogram (classes ≥ 2,), in [0, 1]: 1 for equal shares, 0 for one class alone."""
     p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum()) + 0.0
+    return float(-(p * np.log(p)).sum() / np.log(len(counts))) + 0.0
 
 
 def entropy_ci95(counts: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> Interval:

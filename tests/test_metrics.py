@@ -162,7 +162,8 @@ def test_manifold_quality_of_one_law_and_of_two() -> None:
 
 
 def test_entropy() -> None:
-    assert metrics.entropy(np.array([5, 5, 5, 5])) == pytest.approx(math.log(4))
+    assert metrics.entropy(np.array([5, 5, 5, 5])) == pytest.approx(1)
+    assert metrics.entropy(np.array([3, 3, 0, 0])) == pytest.approx(0.5)
     assert metrics.entropy(np.array([0, 7])) == 0
     low, high = metrics.entropy_ci95(np.array([10, 30]), 200, np.random.default_rng(0))
     assert low < metrics.entropy(np.array([10, 30])) < high
