@@ -52,7 +52,8 @@ def dataset_of(cfg: DictConfig, state: dict[str, Any]) -> Dataset:
     if config["_target_"] is None:
         root = config["root"]
         config = dict(state["config"].get("data", MNIST))
-        if not str(config.get("_target_")).startswith("ebm.data."):  # a file does not choose what is called
+        ours = ("ebm.data.", "ebm.densities.")
+        if not str(config.get("_target_")).startswith(ours):  # a file does not choose what is called
             raise ValueError(f"the checkpoint was trained on data of its own, {config.get('_target_')}: give data=")
         if root is not None and "root" in config:
             config["root"] = root

@@ -120,26 +120,36 @@ def draw_samples(
     trace = sampler.trace(energy, noise, generator, every=every, steps=steps)
     shown = sorted({-(-i * (len(trace) - 1) // 8) for i in range(1, 9)})
     chosen = torch.randperm(buffer.size, generator=generator, device=device)
-    files = {key: run_dir / f"{key}_{step:06d}.png" for key in ("samples/generation", "samples/buffer", "chain/state")}
+    keys = (
+        ("samples/generation", "samples/buffer", "chain/state")
+        if real.dim() == 4
+        else ("samples/points", "chain/state")
+    )
+    files = {key: run_dir / f"{key}_{step:06d}.png" for key in keys}
     for file in files.values():
         file.parent.mkdir(exist_ok=True)
-    figures.strips(files["samples/generation"], trace[shown], [min(every * i, steps) for i in shown])
-    figures.grid(files["samples/buffer"], buffer.chains[chosen[:32]])
+    if real.dim() == 4:
+        figures.strips(files["samples/generation"], trace[shown], [min(every * i, steps) for i in shown])
+        figures.grid(files["samples/buffer"], buffer.chains[chosen[:32]])
+    else:  # vectors: their first two components
+        points = sampler(energy, uniform_noise((2048, *real.shape[1:]), generator), generator, steps)
+        held = buffer.chains[: buffer.size][-2048:]
+        figures.points(files["samples/points"], {"samples": points[:, :2], "buffer": held[:, :2]})
 
     scored = {"buffer": buffer.chains[chosen[:512]], "real": real[:512]}
     scores = {name: metrics.scores(energy, x, device=device) for name, x in scored.items()}
-    figures.chains(files["chain/state"], scores, buffer.ages[: buffer.size].cpu().numpy())
+    figures.chain_state(files["chain/state"], scores, buffer.ages[: buffer.size].cpu().numpy())
     settled = trace[len(trace) // 2 :]  # the way down from noise is not the chain's law
-    along = torch.from_numpy(metrics.scores(energy, settled.flatten(0, 1), device=device)).view(len(settled), -1)
+    along = metrics.scores(energy, settled.flatten(0, 1), device=device).reshape(len(settled), -1)
     short_run = trace[min(-(-sampler.steps // every), len(trace) - 1)]
     numbers = {
         "chain/score_short_run": float(metrics.scores(energy, short_run, device=device).mean()),
         "chain/score_long_run": float(along[-1].mean()),
     }
     numbers["chain/short_long_gap"] = numbers["chain/score_long_run"] - numbers["chain/score_short_run"]
-    if len(along) >= 16 and bool((along.std(dim=0) > 0).all()):
-        numbers["chain/ess"] = telemetry.effective_sample_size(along)
-        numbers["chain/split_rhat"] = telemetry.split_rhat(along)
+    if len(along) >= 16 and bool((along.std(axis=0) > 0).all()):
+        numbers["chain/ess"] = metrics.effective_sample_size(along.T)
+        numbers["chain/split_rhat"] = metrics.split_rhat(along.T)
     return files, numbers
 
 

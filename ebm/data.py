@@ -1,6 +1,6 @@
 """Data sets in [−1, 1], whole in memory, and shuffled batches of them that can be resumed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ def scaled(x: Tensor) -> Tensor:
 
 @dataclass
 class Dataset:
-    """`train` and `test` (N, *shape): bytes 0…255, or floats in [−1, 1]; labels (N,) where there are any."""
+    """`train` and `test` (N, *shape): bytes 0…255, or floats in [−1, 1]; labels (N,) where there are any;
+    `log_prob`, x (N, *shape) → log p(x) (N,), where the law is known."""
 
     name: str
     train: Tensor
     test: Tensor
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
+    log_prob: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         for split, x in (("train", self.train), ("test", self.test)):

@@ -48,7 +48,7 @@ def labelled_rows(path: Path, x: Tensor, columns: Sequence[str], rows: Sequence[
     """Images (R, N, C, H, W) with a label over each column and before each row ("" for none)."""
     picture = mosaic(x)
     height, width = picture.shape[:2]
-    inches, margin, top = 0.6 * x.shape[1], 0.8 if any(rows) else 0.0, 0.5 if title else 0.25
+    inches, margin, top = 0.6 * x.shape[1], 0.8 if any(rows) else 0.0, 0.5 if title else 0.25 * any(columns)
     tall = inches * height / width
     figure = Figure(figsize=(margin + inches, tall + top), dpi=200)
     axes = figure.add_axes((margin / (margin + inches), 0, inches / (margin + inches), tall / (tall + top)))
@@ -78,26 +78,28 @@ def animation(path: Path, trace: Tensor, columns: int = 8, milliseconds: int = 8
 
 
 def scores(path: Path, sets: Mapping[str, NDArray[np.float64]]) -> None:
-    """Histograms of scores (N,) of several sets, each to its own height.
+    """Histograms of scores (N,), a row a set, each to its own height.
 
     The axis is linear within ±0.1 around 0, where images lie, and logarithmic beyond, where noise does.
     """
     linear = 0.1
-    figure = Figure(figsize=(5, 2.4), dpi=200, layout="constrained")
+    figure = Figure(figsize=(5, 0.6 + 0.28 * len(sets)), dpi=200, layout="constrained")
     axes = figure.add_subplot()
     warped = np.arcsinh(np.concatenate(list(sets.values())) / linear)
-    edges = np.linspace(warped.min(), warped.max(), 120)
+    edges = np.linspace(warped.min(), warped.max(), 160)
     for i, (name, values) in enumerate(sets.items()):
         counts, _ = np.histogram(np.arcsinh(values / linear), edges)
-        axes.stairs(counts / counts.max(), edges, fill=True, color=f"C{i}", alpha=0.2)
-        axes.stairs(counts / counts.max(), edges, color=f"C{i}", label=name)
+        colour = "0.35" if name in ("train", "test") else "C0"
+        axes.stairs(0.9 * counts / counts.max() - i, edges, baseline=-i, fill=True, color=colour, lw=0)
+    axes.axvline(np.arcsinh(np.median(sets["test"]) / linear) if "test" in sets else 0, color="0.35", lw=0.6, zorder=0)
     powers = [10.0**k for k in range(-1, 9)]
     ticks = [t for t in [*(-p for p in powers), 0, *powers] if edges[0] <= np.arcsinh(t / linear) <= edges[-1]]
     axes.set_xticks(np.arcsinh(np.array(ticks) / linear), [f"{t:g}".replace("-", "−") for t in ticks])
-    axes.set_yticks([])
+    axes.set_ylim(1 - len(sets), 1)
+    axes.set_yticks([0.2 - i for i in range(len(sets))], list(sets))
+    axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("score −E(x)")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path)
 
 
@@ -115,7 +117,7 @@ def scored_images(path: Path, sets: Mapping[str, Tensor], scores: Mapping[str, N
     figure.savefig(path)
 
 
-def chains(path: Path, sets: Mapping[str, NDArray[np.float64]], ages: NDArray[np.int64]) -> None:
+def chain_state(path: Path, sets: Mapping[str, NDArray[np.float64]], ages: NDArray[np.int64]) -> None:
     """Histograms of the scores (N,) of several sets on one axis, and of the chains' ages (N,) in SGLD steps."""
     figure = Figure(figsize=(7, 2.4), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -126,4 +128,113 @@ def chains(path: Path, sets: Mapping[str, NDArray[np.float64]], ages: NDArray[np
     left.legend(frameon=False)
     right.hist(ages, 60, weights=np.full(len(ages), 1 / len(ages)))
     right.set(xlabel="age, SGLD steps", ylabel="share of the chains")
+    figure.savefig(path)
+
+
+def roc(path: Path, inliers: NDArray[np.float64], sets: Mapping[str, NDArray[np.float64]]) -> None:
+    """ROC curves of scores (N,): share of inliers over share of outliers above a threshold, the latter to log scale."""
+    figure = Figure(figsize=(4.6, 2.8), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    thresholds = np.quantile(inliers, np.linspace(1, 0, 400))
+    tpr = np.concatenate([[0], (inliers[None] >= thresholds[:, None]).mean(axis=1)])
+    for i, (name, values) in enumerate(sets.items()):
+        fpr = 1 - np.searchsorted(np.sort(values), thresholds, side="left") / len(values)
+        style = ("-", "--", ":")[i // 10 % 3]
+        axes.plot(np.concatenate([[0], fpr]), tpr, style, color=f"C{i % 10}", lw=1, label=name)
+    axes.axhline(0.95, color="0.6", lw=0.6)
+    axes.set_xscale("symlog", linthresh=1e-3)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="outliers accepted", ylabel="test images accepted")
+    axes.set_xticks([0, 1e-3, 1e-2, 1e-1, 1], ["0", "0.1 %", "1 %", "10 %", "100 %"])
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=6)
+    figure.savefig(path)
+
+
+def intervals(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> None:
+    """Panels of dots with intervals: panels[title][series][row] is (value, low, high); a colour a series."""
+    rows = {
+        title: list(dict.fromkeys(row for series in own.values() for row in series)) for title, own in panels.items()
+    }
+    heights = [max(len(names), 2) for names in rows.values()]
+    figure = Figure(figsize=(6, 0.8 + sum(0.17 * height + 0.5 for height in heights)), dpi=200, layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    names = list(dict.fromkeys(series for own in panels.values() for series in own))
+    for axes, (title, own) in zip(grid, panels.items(), strict=True):
+        for name, values in own.items():
+            i = names.index(name)
+            y = [rows[title].index(row) + 0.5 * ((i + 0.5) / len(names) - 0.5) for row in values]
+            x, low, high = np.array(list(values.values())).T
+            axes.hlines(y, low, high, color=f"C{i % 10}", lw=1)
+            axes.plot(x, y, "o", color=f"C{i % 10}", ms=3, label=name)
+        axes.set_yticks(range(len(rows[title])), rows[title])
+        axes.set_ylim(len(rows[title]) - 0.5, -0.5)
+        axes.grid(axis="x", lw=0.3)
+        axes.set_title(title, loc="left")
+    if len(names) > 1:
+        figure.legend(*grid[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
+    figure.savefig(path)
+
+
+def by_steps(
+    path: Path, panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], floors: Mapping[str, float]
+) -> None:
+    """Panels of curves with intervals over SGLD steps: panels[title][series][steps] is (value, low, high).
+    A dashed line at floors[title], what real images reach."""
+    figure = Figure(figsize=(2.1 * len(panels), 2.2), dpi=200, layout="constrained")
+    for axes, (title, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for i, (name, values) in enumerate(series.items()):
+            value, low, high = np.array(list(values.values())).T
+            axes.fill_between(list(values), low, high, color=f"C{i}", alpha=0.2, lw=0)
+            axes.plot(list(values), value, "o-", color=f"C{i}", ms=2.5, lw=1, label=name)
+        axes.axhline(floors[title], color="0.3", lw=0.8, ls="--", label="real images")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(next(iter(series.values()))), [str(steps) for steps in next(iter(series.values()))])
+        axes.set(title=title, xlabel="SGLD steps")
+        axes.tick_params(labelsize=6)
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, loc="outside lower center", ncols=len(handles[0]))
+    figure.savefig(path)
+
+
+def histogram(path: Path, shares: Mapping[str, NDArray[np.float64]]) -> None:
+    """Bars of shares per class (classes,), a colour a series."""
+    figure = Figure(figsize=(5, 1.8), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(shares)
+    for i, (name, values) in enumerate(shares.items()):
+        axes.bar(np.arange(len(values)) + (i - (len(shares) - 1) / 2) * width, values, width, color=f"C{i}", label=name)
+    axes.set_xticks(range(len(values)))
+    axes.set(xlabel="class, by the classifier", ylabel="share")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path)
+
+
+def chains(path: Path, steps: Sequence[int], panels: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> None:
+    """Statistics of chains (chains, records) by SGLD step, a thin line a chain, a thick one for their median."""
+    figure = Figure(figsize=(2.4 * len(panels), 2.3), dpi=200, layout="constrained")
+    for axes, (title, groups) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for i, (name, values) in enumerate(groups.items()):
+            x = np.array(steps[: values.shape[1]])
+            axes.plot(x, values.T, color=f"C{i}", lw=0.3, alpha=0.5)
+            axes.plot(x, np.median(values, axis=0), color=f"C{i}", lw=1.2, label=name)
+        axes.set_xscale("symlog", linthresh=max(steps[1], 1))
+        axes.set_xlim(0, steps[-1])
+        if title == "energy":
+            axes.set_yscale("symlog", linthresh=0.1)  # as in `scores`
+        axes.set(title=title, xlabel="SGLD steps" if title != "autocorrelation" else "lag, SGLD steps")
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def points(path: Path, panels: Mapping[str, Tensor]) -> None:
+    """A panel each of points (N, 2) in [−1, 1]² or values (cells, cells) there, row by row from the bottom."""
+    figure = Figure(figsize=(2.2 * len(panels), 2.4), dpi=200, layout="constrained")
+    for axes, (title, x) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        if x.shape[1] == 2:
+            axes.scatter(*x.cpu().numpy().T, s=1, lw=0, color="C0")
+        else:
+            image = axes.imshow(x.numpy(), origin="lower", extent=(-1, 1, -1, 1), cmap="viridis")
+            bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.9, pad=0.02)
+            bar.ax.tick_params(labelsize=6)
+        axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[], title=title)
+        axes.spines[:].set_visible(True)
     figure.savefig(path)

@@ -1,36 +1,335 @@
-"""Numbers from scores and samples. NaN is an error everywhere."""
+"""Numbers from scores, samples and chains. NaN is an error everywhere, and no draw comes from a global generator.
+
+Intervals are 95 % bootstrap intervals [low, high] from a NumPy generator. Of a statistic that is biased at a
+finite number of samples (the Fréchet distance) they are centred on the value: the bias stays, as in the value.
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
-from torch import Tensor
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from torch import Tensor, nn
 
 from ebm.data import scaled
 from ebm.sampler import frozen
 
+Array = NDArray[np.float64]
+Interval = list[float]  # [low, high]
+Energy = Callable[[Tensor], Tensor]
 
-def scores(
-    energy: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 256, device: str | torch.device = "cpu"
-) -> NDArray[np.float64]:
-    """−E(x) (N,) of bytes or floats x (N, *shape). Raises ValueError where one is not finite."""
-    with frozen(energy), torch.no_grad():
-        parts = [-energy(scaled(part.to(device))) for part in x.split(batch_size)]
-    result = torch.cat(parts).double().cpu().numpy()
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def in_batches(function: Energy, x: Tensor, batch_size: int = 256, device: str | torch.device = "cpu") -> Tensor:
+    """function(x) (N, …) of bytes or floats x (N, *shape), `batch_size` at a time, on the CPU.
+
+    The result does not depend on `batch_size`: it is rounded down to a multiple of 8 (at least 8) and the last
+    batch is filled up to one, since from 8 images on kernels round alike.
+    """
+    parts = []
+    for part in x.split(max(batch_size // 8, 1) * 8):
+        count, missing = len(part), -len(part) % 8
+        part = torch.cat([part, part[:1].expand(missing, *part.shape[1:])])
+        parts.append(function(scaled(part.to(device)))[:count].cpu())
+    return torch.cat(parts)
+
+
+def _finite(values: Tensor, what: str) -> Array:
+    result = values.double().numpy()
     if not np.isfinite(result).all():
-        raise ValueError(f"{(~np.isfinite(result)).sum()} of {len(result)} scores are not finite")
+        raise ValueError(f"{(~np.isfinite(result)).sum()} of {len(result)} {what} are not finite")
     return result
 
 
-def auroc(inliers: NDArray[np.float64], outliers: NDArray[np.float64]) -> float:
+def scores(energy: Energy, x: Tensor, batch_size: int = 256, device: str | torch.device = "cpu") -> Array:
+    """−E(x) (N,) of bytes or floats x (N, *shape). Raises ValueError where one is not finite."""
+    with frozen(energy), torch.no_grad():
+        return _finite(in_batches(lambda part: -energy(part), x, batch_size, device), "scores")
+
+
+def gradient_norms(energy: Energy, x: Tensor, batch_size: int = 256, device: str | torch.device = "cpu") -> Array:
+    """−‖∇E(x)‖₂ (N,), the "approximate mass" of JEM (Grathwohl et al. 2020, section 5.3): near 0 on a mode's top or
+    a plateau, far below on slopes. Raises ValueError where one is not finite."""
+
+    def norms(part: Tensor) -> Tensor:
+        part.requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(energy(part).sum(), part)
+        return -gradient.flatten(1).norm(dim=1)
+
+    with frozen(energy):
+        return _finite(in_batches(norms, x, batch_size, device), "gradient norms")
+
+
+def typicality(values: Array, train: Array) -> Array:
+    """−|s − mean s_train| (N,) of scores s = −E(x): low where an image is less *or more* likely than training images
+    are (Nalisnick et al. 2019, "Detecting out-of-distribution inputs … using typicality", for single images)."""
+    return -np.abs(values - train.mean())
+
+
+def ensemble(members: list[Array], train: list[Array]) -> tuple[Array, Array]:
+    """(mean, −spread) over K ≥ 2 energies of the scores (N,), each in standard deviations of its training scores:
+    energies have no common zero or unit. Raises ValueError where the training scores of one are constant."""
+    if any(values.std() == 0 for values in train):
+        raise ValueError("an ensemble needs scores that vary over the training images, one energy's are constant")
+    z = np.stack([(s - own.mean()) / own.std() for s, own in zip(members, train, strict=True)])
+    return z.mean(axis=0), -z.std(axis=0)
+
+
+# --- outliers -------------------------------------------------------------------------------------------------------
+
+
+def _labelled(inliers: Array, outliers: Array) -> tuple[NDArray[np.int64], Array]:
+    both = np.concatenate([inliers, outliers]).astype(np.float64)
+    if not np.isfinite(both).all():
+        raise ValueError("scores must be finite to be ranked")
+    if both.min() == both.max():
+        raise ValueError(f"all {len(both)} scores are {both[0]:g}: constant scores rank nothing")
+    return np.repeat([1, 0], [len(inliers), len(outliers)]), both
+
+
+def auroc(inliers: Array, outliers: Array) -> float:
     """Probability that an inlier scores higher than an outlier, ties counting half, in [0, 1]."""
-    labels = np.concatenate([np.ones(len(inliers)), np.zeros(len(outliers))])
-    return float(roc_auc_score(labels, np.concatenate([inliers, outliers])))
+    return float(roc_auc_score(*_labelled(inliers, outliers)))
+
+
+def aupr(inliers: Array, outliers: Array) -> float:
+    """Average precision Σ (Rₙ − Rₙ₋₁) Pₙ in [0, 1], the inliers (high scores) being what is looked for."""
+    return float(average_precision_score(*_labelled(inliers, outliers)))
+
+
+def aupr_out(inliers: Array, outliers: Array) -> float:
+    """Average precision in [0, 1], the outliers (low scores) being what is looked for."""
+    labels, both = _labelled(inliers, outliers)
+    return float(average_precision_score(1 - labels, -both))
+
+
+def fpr95(inliers: Array, outliers: Array) -> float:
+    """Share of outliers at or above the highest threshold that at least 95 % of the inliers reach."""
+    fpr, tpr, _ = roc_curve(*_labelled(inliers, outliers), drop_intermediate=False)
+    return float(fpr[np.argmax(tpr >= 0.95)])
+
+
+def separation(inliers: Array, outliers: Array) -> dict[str, float]:
+    """The four numbers above, by name. NaN and constant scores raise ValueError."""
+    return {function.__name__: function(inliers, outliers) for function in (auroc, aupr, aupr_out, fpr95)}
+
+
+def separation_ci95(inliers: Array, outliers: Array, resamples: int, rng: np.random.Generator) -> dict[str, Interval]:
+    """Percentile intervals of `separation`, inliers and outliers resampled each on their own.
+
+    One sort serves all resamples: a resample is a count of how often each distinct score was drawn.
+    """
+    values, places = np.unique(np.concatenate([inliers, outliers]), return_inverse=True)
+    split = [len(values) - 1 - part for part in np.split(places, [len(inliers)])]  # highest score first
+    drawn: dict[str, list[float]] = {"auroc": [], "aupr": [], "aupr_out": [], "fpr95": []}
+    for _ in range(resamples):
+        counts = (np.bincount(part[rng.integers(len(part), size=len(part))], minlength=len(values)) for part in split)
+        for name, value in _separation_of_counts(*counts).items():
+            drawn[name].append(value)
+    return {name: interval(np.array(own)) for name, own in drawn.items()}
+
+
+def _separation_of_counts(inliers: NDArray[np.int64], outliers: NDArray[np.int64]) -> dict[str, float]:
+    """`separation` of scores given as counts per distinct score, highest first."""
+    tp, fp = inliers.cumsum(), outliers.cumsum()
+    from_below = slice(None, None, -1)
+    tp_out, fp_out = outliers[from_below].cumsum(), inliers[from_below].cumsum()
+    return {
+        "auroc": float((outliers * (tp - inliers / 2)).sum() / (tp[-1] * fp[-1])),
+        "aupr": float((inliers * tp / np.maximum(tp + fp, 1)).sum() / tp[-1]),
+        "aupr_out": float((outliers[from_below] * tp_out / np.maximum(tp_out + fp_out, 1)).sum() / fp[-1]),
+        "fpr95": float(fp[np.argmax(tp / tp[-1] >= 0.95)] / fp[-1]),
+    }
+
+
+def interval(resampled: Array, centre: float | None = None) -> Interval:
+    """[2.5 %, 97.5 %] quantiles of resampled values; with `centre`, shifted so that their mean lies there."""
+    shift = 0.0 if centre is None else centre - resampled.mean()
+    return [float(q + shift) for q in np.quantile(resampled, [0.025, 0.975])]
+
+
+def mean_ci95(values: Array, resamples: int, rng: np.random.Generator) -> Interval:
+    """Percentile interval of the mean of values (N,)."""
+    return interval(np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]))
+
+
+# --- samples --------------------------------------------------------------------------------------------------------
+
+
+class _AsTheyAre(nn.Identity):
+    """Tells torchmetrics that what it gets are features already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+
+def frechet(real: Tensor, fake: Tensor) -> float:
+    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of features (N, D) and (M, D): the squared Fréchet distance of the
+    Gaussians with their moments (Heusel et al. 2017). "FID" is its name with Inception's features alone.
+
+    It is biased upwards by about D/N: compare at equal N, and with real images against real ones.
+    Raises ValueError for features that are not finite and for fewer than two of them.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance  # takes a second to import
+
+    _check_features(real, fake)
+    metric = FrechetInceptionDistance(feature=_AsTheyAre(real.shape[1]))
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    return max(float(metric.compute()), 0.0)
+
+
+def frechet_ci95(real: Tensor, fake: Tensor, resamples: int, rng: np.random.Generator) -> Interval:
+    """Interval of `frechet` by resampling both sides, centred on the value at these numbers of samples."""
+    drawn = [frechet(*(x[rng.integers(len(x), size=len(x))] for x in (real, fake))) for _ in range(resamples)]
+    return interval(np.array(drawn), frechet(real, fake))
+
+
+def kernel_distance(real: Tensor, fake: Tensor, resamples: int, rng: np.random.Generator) -> tuple[float, Interval]:
+    """Unbiased MMD² with the kernel (a·b/D + 1)³ of features (N, D) and (M, D), as KID (Bińkowski et al. 2018), and
+    its interval: (value, [low, high]). About 0, and as often below, where both come from one law.
+
+    An image drawn twice into a resample is not compared with itself, which would bias it upwards.
+    """
+    _check_features(real, fake)
+    real, fake = real.double(), fake.double()
+    n, m = len(real), len(fake)
+    a, b = (torch.from_numpy(np.vstack([np.ones(k), rng.multinomial(k, np.full(k, 1 / k), resamples)])) for k in (n, m))
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor, weights: Tensor) -> Tensor:
+        pairs = weights.sum(dim=1) ** 2 - weights.square().sum(dim=1)
+        return (weights @ kernel(x, x).fill_diagonal_(0) * weights).sum(dim=1) / pairs
+
+    values = within(real, a) + within(fake, b) - 2 * (a @ kernel(real, fake) * b).sum(dim=1) / (n * m)
+    return float(values[0]), interval(values[1:].numpy(), float(values[0]))
+
+
+def _check_features(*features: Tensor) -> None:
+    for x in features:
+        if len(x) < 2:
+            raise ValueError(f"features of at least 2 images are needed, got {len(x)}")
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError("features must be finite")
+
+
+def manifold_quality(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Array]:
+    """Per-image values whose means are the metrics, of features (N, D) and (M, D); manifolds are unions of balls
+    around each feature as far as its `k`-th neighbour of the same set.
+
+    precision, recall  share of fakes within the real manifold, of reals within the fakes' (Kynkäänniemi et al. 2019)
+    density, coverage  real balls around a fake, over k; share of real balls that hold a fake (Naeem et al. 2020)
+
+    Raises ValueError for k or fewer features on a side.
+    """
+    _check_features(real, fake)
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"more than k={k} images are needed on both sides, got {len(real)} and {len(fake)}")
+    exact = "donot_use_mm_for_euclid_dist"  # the product form rounds small distances away
+    radii = [torch.cdist(x, x, compute_mode=exact).kthvalue(k + 1, dim=1).values for x in (real, fake)]
+    distances = torch.cdist(real, fake, compute_mode=exact)
+    in_real = distances <= radii[0][:, None]
+    values = {
+        "precision": in_real.any(dim=0),
+        "recall": (distances <= radii[1][None]).any(dim=1),
+        "density": in_real.sum(dim=0) / k,
+        "coverage": in_real.any(dim=1),
+    }
+    return {name: value.double().numpy() for name, value in values.items()}
+
+
+def entropy(counts: NDArray[np.int64]) -> float:
+    """−Σ p ln p / ln(classes) of a histogram (classes ≥ 2,), in [0, 1]: 1 for equal shares, 0 for one class alone."""
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum() / np.log(len(counts))) + 0.0
+
+
+def entropy_ci95(counts: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> Interval:
+    """Interval of `entropy` by resampling the images behind the counts, centred on the value."""
+    drawn = rng.multinomial(counts.sum(), counts / counts.sum(), resamples)
+    return interval(np.array([entropy(row) for row in drawn]), entropy(counts))
+
+
+def nearest(x: Tensor, reference: Tensor, chunk: int = 8192) -> tuple[Array, Tensor]:
+    """(distance (N,), index (N,)) of the image of `reference` (M, *shape) nearest to each of `x` (N, *shape), by the
+    Euclidean distance of pixels in [−1, 1]; bytes or floats. 0 is a copy."""
+    x = scaled(x).flatten(1)
+    best, index = torch.full((len(x),), torch.inf), torch.zeros(len(x), dtype=torch.int64)
+    for start in range(0, len(reference), chunk):
+        part = scaled(reference[start : start + chunk]).flatten(1)
+        squared = part.square().sum(dim=1)[None] - 2 * x @ part.T
+        value, place = squared.min(dim=1)
+        index = torch.where(value < best, place + start, index)
+        best = torch.minimum(value, best)
+    exact = (x - scaled(reference[index]).flatten(1)).double().norm(dim=1)  # the product form rounds a copy's 0 away
+    return exact.numpy(), index
 
 
 def psnr(x: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio (N,) in dB of images (N, C, H, W) whose values span 2: 10 log₁₀(2² / MSE)."""
     mse = (x - reference).square().flatten(1).mean(dim=1)
     return 10 * torch.log10(4 / mse)
+
+
+# --- chains (Gelman et al. 2013, "Bayesian Data Analysis", sections 11.4 and 11.5) -----------------------------------
+
+
+def autocorrelation(x: Array) -> Array:
+    """ρ_t (N,) of a statistic of M chains (M, N), autocovariances averaged over chains; ρ₀ = 1."""
+    covariance = _autocovariance(x)
+    return covariance / covariance[0]
+
+
+def _autocovariance(x: Array) -> Array:
+    if x.ndim != 2 or x.shape[1] < 4:
+        raise ValueError(f"chains must be (chains, at least 4 draws), got {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError("chains must be finite")
+    n = x.shape[1]
+    spectrum = np.fft.rfft(x - x.mean(axis=1, keepdims=True), 2 * n)
+    covariance = np.fft.irfft(np.abs(spectrum) ** 2, 2 * n)[:, :n].mean(axis=0) / n
+    if covariance[0] == 0:
+        raise ValueError("constant chains have no autocorrelation")
+    return covariance
+
+
+def _split(x: Array) -> tuple[Array, float, float]:
+    """Halves of the chains (2M, N/2), the variance within them and the pooled estimate var⁺."""
+    half = x.shape[1] // 2
+    halves = np.concatenate([x[:, :half], x[:, -half:]])
+    within = halves.var(axis=1, ddof=1).mean()
+    return halves, within, within * (half - 1) / half + halves.mean(axis=1).var(ddof=1)
+
+
+def split_rhat(x: Array) -> float:
+    """R̂ = √(var⁺/W) over the halves of M chains (M, N): 1 where all tell of one law, more where they differ."""
+    _autocovariance(x)  # raises for what is no set of chains
+    _, within, pooled = _split(x)
+    if within == 0:
+        raise ValueError("constant chains have no R-hat")
+    return float(np.sqrt(pooled / within))
+
+
+def effective_sample_size(x: Array) -> float:
+    """Independent draws that M chains (M, N) are worth for a mean, from the autocorrelations of their halves up to
+    where a pair of them turns negative (Geyer 1992; Vehtari et al. 2021, section 3.2): as arviz' "mean".
+
+    As small as the number of half chains where they do not mix; at most MN log₁₀ MN for chains that swing.
+    """
+    halves, within, pooled = _split(x)
+    n, count = halves.shape[1], halves.size
+    rho = 1 - (within - _autocovariance(halves)) / pooled
+    rho[0] = 1
+    pairs = rho[: (n - 3) // 2 * 2].reshape(-1, 2).sum(axis=1)  # the last lags have too few draws
+    negative = np.flatnonzero(pairs < 0)
+    positive = int(negative[0]) if len(negative) else len(pairs)
+    time = -1 + 2 * np.minimum.accumulate(pairs[:positive]).sum()
+    time += max(rho[2 * positive], 0.0)  # once, as Stan and arviz do: less variance than a bare cut
+    return float(count / max(time, 1 / np.log10(count)))

@@ -53,36 +53,3 @@ def saturation(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:
     """Share of the components of x (B, *shape) that lie at the bounds, in [0, 1]."""
     low, high = bounds or (-math.inf, math.inf)
     return ((x <= low) | (x >= high)).float().mean()
-
-
-def split_rhat(x: Tensor) -> float:
-    """R̂ of a scalar along chains (T, B), each halved: 1 where all halves have one law, larger where not
-    (Gelman et al. 2013, "Bayesian Data Analysis", equation 11.4). NaN for chains that do not move."""
-    halves = _halves(x)
-    within = halves.var(dim=0).mean()
-    n = len(halves)
-    return float(((n - 1) / n + halves.mean(dim=0).var() / within).sqrt())
-
-
-def effective_sample_size(x: Tensor) -> float:
-    """Independent draws that chains (T, B) of a scalar are worth for its mean, from the autocorrelations up to
-    where a pair of them turns negative (Geyer 1992), over halved chains (Vehtari et al. 2021, section 3.2)."""
-    halves = _halves(x)
-    n, count = len(halves), halves.numel()
-    centred = halves - halves.mean(dim=0)
-    spectrum = torch.fft.rfft(centred, n=2 * n, dim=0).abs().square()
-    autocovariance = torch.fft.irfft(spectrum, n=2 * n, dim=0)[:n].mean(dim=1) / n
-    within = autocovariance[0] * n / (n - 1)
-    total = autocovariance[0] + halves.mean(dim=0).var()
-    correlation = 1 - (within - autocovariance) / total
-    correlation[0] = 1
-    pairs = correlation[: (n - 3) // 2 * 2].view(-1, 2).sum(dim=1)  # the last lags have too few draws
-    positive = int((pairs < 0).float().argmax()) if bool((pairs < 0).any()) else len(pairs)
-    time = -1 + 2 * float(pairs[:positive].cummin(dim=0).values.sum())
-    time += max(float(correlation[2 * positive]), 0.0)  # once, as Stan and arviz do: less variance than a bare cut
-    return count / max(time, 1 / math.log10(count))  # a bound for chains that swing: Vehtari et al. again
-
-
-def _halves(x: Tensor) -> Tensor:
-    n = len(x) // 2
-    return torch.cat([x[:n], x[-n:]], dim=1).double()

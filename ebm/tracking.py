@@ -13,6 +13,44 @@ import wandb
 from ebm import check
 
 
+def _start(run_dir: Path, config: dict[str, Any], mode: str, tags: Sequence[str] = (), **names: Any) -> Any:
+    """A W&B run with its files in `run_dir`/wandb. Raises ValueError where W&B cannot start."""
+    try:
+        return wandb.init(
+            mode=mode,  # type: ignore[arg-type]
+            tags=list(tags),
+            dir=run_dir,
+            config=config,
+            settings=wandb.Settings(console="off", quiet=True, silent=True),
+            **names,
+        )
+    except wandb.Error as error:
+        raise ValueError(
+            f"W&B cannot start with wandb.mode={mode}: {error} (wandb.mode=offline needs no account)"
+        ) from error
+
+
+def log_evaluation(
+    folder: Path,
+    numbers: Mapping[str, Any],
+    pictures: Mapping[str, Path],
+    config: dict[str, Any],
+    mode: str = "offline",
+    **names: Any,
+) -> None:
+    """An evaluation as a W&B run in `folder`: each number as eval/KEY, all of them with their intervals as the table
+    eval/table, pictures as eval/NAME. `names` as for `Tracker`. Nothing where `mode` is disabled."""
+    if check.choice("wandb.mode", mode, ("online", "offline", "disabled")) == "disabled":
+        return
+    single = {key: value for key, value in numbers.items() if isinstance(value, float)}
+    table = wandb.Table(columns=["metric", "value", "low", "high"])
+    for key, value in single.items():
+        table.add_data(key, value, *numbers.get(f"{key}/ci95", (None, None)))
+    images = {f"eval/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
+    with _start(folder, config, mode, **names) as run:
+        run.log({f"eval/{key}": value for key, value in single.items()} | images | {"eval/table": table})
+
+
 class Tracker:
     """Logs to `run_dir`/metrics.jsonl, `run_dir`/samples/*.png and W&B; a context manager, so that the W&B
     run ends with it, marked as failed after an exception.
@@ -43,26 +81,10 @@ class Tracker:
         self.rows = state["rows"] if state else 0  # W&B's own step: what the server has already, it drops
         self.wandb_id = state["wandb_id"] if state else None
         if mode != "disabled":
-            try:
-                self.run = wandb.init(
-                    mode=mode,  # type: ignore[arg-type]
-                    project=project,
-                    entity=entity,
-                    name=name,
-                    group=group,
-                    tags=list(tags),
-                    notes=notes,
-                    dir=run_dir,
-                    config=config,
-                    id=self.wandb_id,
-                    resume="allow" if self.wandb_id and mode == "online" else None,  # offline, the id alone does it
-                    allow_val_change=True,
-                    settings=wandb.Settings(console="off", quiet=True, silent=True),
-                )
-            except wandb.Error as error:
-                raise ValueError(
-                    f"W&B cannot start with wandb.mode={mode}: {error} (wandb.mode=offline needs no account)"
-                ) from error
+            names: dict[str, Any] = {"project": project, "entity": entity, "name": name, "group": group, "notes": notes}
+            names["id"] = self.wandb_id
+            names["resume"] = "allow" if self.wandb_id and mode == "online" else None  # offline, the id alone does it
+            self.run = _start(run_dir, config, mode, tags, allow_val_change=True, **names)
             self.wandb_id = self.run.id
             self.run.define_metric("step")
             self.run.define_metric("*", step_metric="step")

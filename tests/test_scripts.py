@@ -231,7 +231,9 @@ def test_denoise_published_weights_gain_psnr(published, data_root, tmp_path):
 
 
 def test_evaluate_published_weights(published, data_root, tmp_path):
-    result = run_script("evaluate.py", f"checkpoint={published}", f"data.root={data_root}", f"out={tmp_path}")
+    result = run_script(
+        "evaluate.py", f"checkpoint={published}", f"data.root={data_root}", f"out={tmp_path}", "evaluation=scores"
+    )
     assert result.returncode == 0, result.stderr
     numbers = json.loads((tmp_path / "metrics.json").read_text())
     sets = ("train", "test", "noise", "noisy", "rotated", "tiny")
@@ -250,7 +252,7 @@ def test_evaluate_published_weights(published, data_root, tmp_path):
 def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
     for size in (256, 40):
         out = tmp_path / str(size)
-        result = run("evaluate.py", f"checkpoint={run_dir}", f"batch_size={size}", f"out={out}")
+        result = run("evaluate.py", f"checkpoint={run_dir}", f"batch_size={size}", f"out={out}", "evaluation=scores")
         assert result.returncode == 0, result.stderr
     assert (tmp_path / "256/metrics.json").read_text() == (tmp_path / "40/metrics.json").read_text()
 

@@ -1,0 +1,151 @@
+"""Annealed importance sampling: log Z of an energy between two bounds."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebm import check
+from ebm.sampler import frozen
+
+Energy = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Bracket:
+    """Log-weights (chains,) whose means lie below and above log Z in expectation, by Jensen's inequality.
+
+    lower     of forward chains from the base; log-mean-exp of them estimates log Z itself
+    upper     of reverse chains from samples of the target, negated; a bound only if they are samples of exp(−E)
+    acceptance  mean acceptance of the proposals, forward
+    """
+
+    lower: Tensor
+    upper: Tensor
+    acceptance: float
+
+    def bound(self, side: str) -> tuple[float, float]:
+        """(mean, standard error) of "lower" or "upper"."""
+        values = getattr(self, side)
+        return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+def temperatures(count: int, power: float = 1.0) -> Tensor:
+    """β_k = (k/count)^power for k = 0 … count: 0 is the base, 1 the target; a power above 1 lingers at the base."""
+    check.number("ais.temperatures", count, 1, integer=True)
+    return torch.linspace(0, 1, count + 1, dtype=torch.float64) ** power
+
+
+def bracket(
+    energy: Energy,
+    base: Any,
+    samples: Tensor,
+    generator: torch.Generator,
+    betas: Tensor,
+    leapfrog: int = 3,
+    acceptance: float = 0.8,
+    bounds: Sequence[float] | None = None,
+    burn_in: int = 0,
+) -> Bracket:
+    """log Z of exp(−E) by AIS and its reverse (Neal 2001; Grosse et al. 2015, "Sandwiching the marginal likelihood").
+
+    The path E_β = (1 − β) E_base + β E is walked by one HMC transition at each of `betas` (K + 1,), 0 to 1.
+
+    base        a density with `__call__` (its energy), `sample(count, generator)` and `log_z`
+    samples     (chains, *shape) of the target, where the reverse starts; as many go forward
+    burn_in     transitions at β = 1 that the samples first make, where they are not of the target itself
+    leapfrog    steps of a transition, >= 1; with 1 it is MALA
+    acceptance  that a first pass, which is thrown away, tunes each temperature's step size to: the weights are then
+                those of fixed kernels, and unbiased
+    bounds      (low, high) box; chains are reflected at its walls. None for none
+
+    The energy is run frozen, as in the sampler. Raises ValueError for weights that are not finite.
+    """
+    check.number("ais.leapfrog", leapfrog, 1, integer=True)
+    check.number("ais.acceptance", acceptance, 0, 1, open_low=True)
+    if len(samples) < 2:
+        raise ValueError(f"ais.chains must be at least 2, got {len(samples)}")
+
+    steps = range(1, len(betas))
+    sizes = [0.1] * len(betas)
+
+    def path(beta: float) -> Energy:
+        return lambda x: (1 - beta) * base(x) + beta * energy(x)
+
+    def walk(x: Tensor, order: Sequence[int], tune: bool) -> tuple[Tensor, float]:
+        """Summed log weights of chains at temperatures `order`, 1 … K forward or K … 1 in reverse."""
+        forward = order[0] == 1
+        weight = torch.zeros(len(x), dtype=torch.float64)
+        accepted, growth = 0.0, 1.0
+        for k in order:
+            gain = float(betas[k] - betas[k - 1])
+            if forward:  # a weight, then the kernel that leaves the law of β_k alone; in reverse the mirror image
+                weight += gain * _difference(base, energy, x)
+            x, rate = hmc(path(float(betas[k])), x, sizes[k] * growth, leapfrog, generator, bounds)
+            accepted += rate / len(order)
+            if not forward:
+                weight += gain * _difference(base, energy, x)
+            if tune:
+                sizes[k], growth = sizes[k] * growth, growth * math.exp(0.2 * (rate - acceptance))
+        return weight, accepted
+
+    with frozen(energy):
+        start = base.sample(2 * len(samples), generator).to(samples)
+        walk(start[: len(samples)], steps, tune=True)
+        forward, rate = walk(start[len(samples) :], steps, tune=False)
+        x = samples
+        for _ in range(burn_in):
+            x, _ = hmc(energy, x, sizes[-1], leapfrog, generator, bounds)
+        backward, _ = walk(x, steps[::-1], tune=False)
+    if not bool(torch.isfinite(forward).all() and torch.isfinite(backward).all()):
+        raise ValueError("annealed importance sampling gave weights that are not finite")
+    return Bracket(forward + base.log_z, backward + base.log_z, rate)
+
+
+def _difference(base: Energy, energy: Energy, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return (base(x) - energy(x)).double().cpu()
+
+
+def hmc(
+    energy: Energy,
+    x: Tensor,
+    size: float,
+    leapfrog: int,
+    generator: torch.Generator,
+    bounds: Sequence[float] | None = None,
+) -> tuple[Tensor, float]:
+    """One transition of Hamiltonian Monte Carlo that leaves exp(−E) alone: (x (B, *shape), mean acceptance).
+
+    `leapfrog` steps of length `size` with unit masses (Neal 2011, "MCMC using Hamiltonian dynamics"), then Metropolis.
+    At the walls of `bounds` a chain is reflected, which keeps volume and can be undone, as Metropolis needs.
+    """
+
+    def derivative(x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            value = energy(x)
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+        return value.detach(), gradient
+
+    momentum = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x)
+    value, gradient = derivative(x)
+    start = value + 0.5 * momentum.square().flatten(1).sum(dim=1)
+    y = x
+    for _ in range(leapfrog):
+        momentum = momentum - 0.5 * size * gradient
+        y = y + size * momentum
+        if bounds is not None:
+            low, high = bounds
+            y = (y - low).remainder(2 * (high - low))  # unfolded: the second half is the way back
+            back = y > high - low
+            y = torch.where(back, 2 * (high - low) - y, y) + low
+            momentum = torch.where(back, -momentum, momentum)
+        value, gradient = derivative(y)
+        momentum = momentum - 0.5 * size * gradient
+    ratio = (start - value - 0.5 * momentum.square().flatten(1).sum(dim=1)).exp().clamp(max=1)
+    accept = torch.rand(len(x), generator=generator, dtype=x.dtype, device=generator.device).to(x) < ratio
+    return torch.where(accept.view(-1, *[1] * (x.dim() - 1)), y, x), float(ratio.nan_to_num(0).mean())

@@ -1,0 +1,151 @@
+"""Feature spaces to compare sample sets in: a small classifier of the data set, and Inception where there is one."""
+
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ebm import check
+from ebm.data import Batches, Dataset, scaled
+from ebm.metrics import in_batches
+
+RECIPE = "32 and 64 3×3 filters, 64 standardised features, 3 epochs of batch 128, one cycle of Adam to 3e-3, seed 0"
+
+
+def data_hash(dataset: Dataset) -> str:
+    """SHA-256 of all images and labels, first 16 hex digits."""
+    digest = hashlib.sha256()
+    for x in (dataset.train, dataset.train_labels, dataset.test, dataset.test_labels):
+        if x is not None:
+            digest.update(str((x.dtype, tuple(x.shape))).encode())
+            digest.update(x.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def weights_hash(state: dict[str, Tensor]) -> str:
+    """SHA-256 of a state dict's names and values, first 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Classifier(nn.Module):
+    """A small convolutional classifier: x (B, C, H, W) → logits (B, classes). `features(x)` (B, 64) lie below them, in
+    units in which each has mean 0 and standard deviation 1 over the training images."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        channels, height, width = check.image_shape("shape", shape)
+        size = 64 * (height // 4) * (width // 4)
+        self.body = nn.Sequential(
+            *(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(size, 64)),
+        )
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(64, classes))
+        self.register_buffer("mean", torch.zeros(64))
+        self.register_buffer("std", torch.ones(64))
+
+    def features(self, x: Tensor) -> Tensor:
+        return (self.body(x) - self.mean) / self.std
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def train_classifier(
+    dataset: Dataset, epochs: int = 3, seed: int = 0, device: str | torch.device = "cpu"
+) -> Classifier:
+    """A `Classifier` of the data set's labels, the same for the same data and seed. Raises ValueError without."""
+    if dataset.train_labels is None:
+        raise ValueError(f"data set {dataset.name} has no labels to train a classifier with")
+    with torch.random.fork_rng(devices=[]):  # constructors of modules take no generator
+        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+        net = Classifier(dataset.shape, int(dataset.train_labels.max()) + 1)
+    net.to(memory_format=torch.channels_last).to(device).train()
+    labels = dataset.train_labels.to(device)
+    batches = Batches(dataset.train, min(128, len(dataset.train)), torch.Generator(device).manual_seed(seed))
+    total = epochs * batches.steps_per_epoch
+    optimizer = torch.optim.Adam(net.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=total)
+    for _ in range(total):
+        x = batches.next()
+        start = (batches.position - 1) * batches.batch_size
+        y = labels[batches.order[start : start + batches.batch_size]]
+        loss = functional.cross_entropy(net(x), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    net.eval().requires_grad_(False)
+    features = features_of(net, dataset.train, device=device)
+    net.mean.copy_(features.mean(dim=0))
+    net.std.copy_(features.std(dim=0))
+    return net
+
+
+def cached_classifier(
+    dataset: Dataset, cache: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[Classifier, dict[str, Any]]:
+    """(the data set's classifier, {recipe, weights' hash, accuracy on the test images}), trained once and kept in the
+    folder `cache` under the data's hash; None: plain-ebm in the user's cache folder. A file that cannot be read is
+    made anew."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plain-ebm"
+    name = hashlib.sha256(f"{RECIPE} {data_hash(dataset)}".encode()).hexdigest()[:16]
+    file = (Path(cache) if cache else base) / f"classifier-{name}.pt"
+    try:
+        if dataset.train_labels is None:
+            raise ValueError("no labels")
+        net = Classifier(dataset.shape, int(dataset.train_labels.max()) + 1)
+        net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        net.to(memory_format=torch.channels_last).to(device).eval().requires_grad_(False)
+    except Exception:  # missing, torn, another layout: whatever loading can raise
+        net = train_classifier(dataset, device=device)
+        content = io.BytesIO()
+        torch.save({key: value.cpu().contiguous() for key, value in net.state_dict().items()}, content)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f".{file.name}.{os.getpid()}")
+        aside.write_bytes(content.getvalue())
+        os.replace(aside, file)
+    info: dict[str, Any] = {"recipe": RECIPE, "weights": weights_hash(net.state_dict())}
+    if dataset.test_labels is not None:
+        predicted = in_batches(net, dataset.test, device=device).argmax(dim=1)
+        info["accuracy"] = float((predicted == dataset.test_labels).double().mean())
+    return net, info
+
+
+class Inception(nn.Module):
+    """Inception v3's 2048 pooled features, x (B, C, H, W) in [−1, 1] → (B, 2048), from torch-fidelity's `weights` file.
+
+    Raises ValueError where torch-fidelity is not installed or the file cannot be read.
+    """
+
+    def __init__(self, weights: str) -> None:
+        super().__init__()
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        try:
+            self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+        except Exception as error:  # no torch-fidelity, no file, another file
+            raise ValueError(f"samples.inception={weights} cannot be used: {str(error).splitlines()[0]}") from error
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.net(x.add(1).mul(127.5).round().to(torch.uint8).expand(-1, 3, -1, -1))
+
+
+def features_of(
+    net: Classifier | Inception, x: Tensor, batch_size: int = 256, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Features (N, D) of bytes or floats x (N, *shape), on the CPU; they do not depend on `batch_size`."""
+    with torch.no_grad():
+        return in_batches(lambda part: net.features(scaled(part)), x, batch_size, device)

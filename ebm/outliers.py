@@ -1,0 +1,123 @@
+"""Sets of images that are not of the data: transforms of the test images, and other data sets."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+from torchvision.transforms import functional
+
+from ebm.data import Dataset, image_folder, scaled
+from ebm.sampler import uniform_noise
+
+OTHERS = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "omniglot": "Omniglot",
+    "svhn": "SVHN",
+    "cifar10": "CIFAR10",
+}
+
+
+def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, seed: int = 0) -> Tensor:
+    """The set `name`, images (N, *shape) in [−1, 1] or bytes, made of the test images of `dataset` or read from `root`.
+
+    train, test             the data set's own splits
+    noise                   as many images of uniform noise in [−1, 1]
+    noisy, gaussian_<σ>     test images + N(0, σ²), clamped; σ = `noise_std` for noisy
+    uniform_<a>             test images + noise uniform in [−a, a], clamped
+    rotated, rotated90      by 180° and by 90°
+    tiny                    at half size in the lower right corner of a black image
+    inverted                −x
+    blurred                 by a Gaussian of 1.5 pixels
+    permuted                all pixels in one random order
+    halves                  the upper half of each over the lower half of another
+    constant                256 images of one grey each, black to white
+    mnist, fashion_mnist, kmnist, omniglot, svhn, cifar10    the test split that torchvision finds in `root`; it never
+                            downloads. In the data's channels and size
+    <a path with a />       a folder of images
+
+    Every set draws from a generator of its own, so that its numbers do not depend on what else is evaluated.
+    Raises ValueError for a name that is none of these and for a set that cannot be had.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if name in OTHERS or "/" in name:
+        if len(dataset.shape) != 3:
+            raise ValueError("images are no outliers to vectors")
+        if "/" not in name:
+            return _like(_torchvision_test(OTHERS[name], root), dataset.shape)
+        folder = image_folder(name, dataset.shape[-1], 3)
+        return _like(torch.cat([folder.train, folder.test]), dataset.shape)
+    if name == "train":
+        return dataset.train
+    if name == "test":
+        return dataset.test
+    x = scaled(dataset.test)
+    kind, _, level = name.partition("_")
+    if name == "noise":
+        return uniform_noise(x.shape, generator)
+    if name == "noisy" or kind in ("gaussian", "uniform"):
+        try:
+            size = noise_std if name == "noisy" else float(level)
+        except ValueError:
+            raise ValueError(f"ood.sets: {name} needs a number after its _, such as {kind}_0.3") from None
+        draw = uniform_noise(x.shape, generator) if kind == "uniform" else torch.randn(x.shape, generator=generator)
+        return (x + size * draw).clamp(-1, 1)
+    if name == "inverted":
+        return -x
+    if name == "permuted":
+        order = torch.randperm(x[0].numel(), generator=generator)
+        return x.flatten(1)[:, order].view(x.shape)
+    if name == "constant":
+        return torch.linspace(-1, 1, 256).view(-1, *[1] * (x.dim() - 1)).expand(-1, *x.shape[1:])
+    if name not in ("rotated", "rotated90", "tiny", "blurred", "halves"):
+        raise ValueError(f"ood.sets: {name} is no set that is known; a folder of images needs a / in its path")
+    if x.dim() != 4:
+        raise ValueError("made of images, the data are vectors")
+    if name == "rotated":
+        return x.rot90(2, dims=(-2, -1))
+    if name == "rotated90":
+        if x.shape[-1] != x.shape[-2]:
+            raise ValueError(f"needs square images, the data's are {x.shape[-2]}×{x.shape[-1]}")
+        return x.rot90(1, dims=(-2, -1))
+    if name == "blurred":
+        side = min(9, 2 * min(x.shape[-2:]) - 1)  # what reflection at the edges can fill
+        return functional.gaussian_blur(x, [side, side], [1.5, 1.5])
+    if name == "tiny":
+        tiny, half = torch.full_like(x, -1), x[..., ::2, ::2]
+        tiny[..., -half.shape[-2] :, -half.shape[-1] :] = half
+        return tiny
+    order = torch.randperm(len(x), generator=generator)
+    middle = x.shape[-2] // 2
+    return torch.cat([x[order, :, :middle], x[order.roll(1), :, middle:]], dim=-2)
+
+
+def _torchvision_test(name: str, root: str) -> Tensor:
+    """Bytes (N, C, H, W) of a test split that lies in `root`."""
+    which: dict[str, dict[str, Any]] = {"SVHN": {"split": "test"}, "Omniglot": {"background": False}}
+    try:
+        split = getattr(torchvision.datasets, name)(root, download=False, **which.get(name, {"train": False}))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{name} is not in {root}, where torchvision looks for it") from error
+    if name == "Omniglot":  # black strokes on white, one file an image
+        return 255 - torch.stack([functional.pil_to_tensor(image.convert("L")) for image, _ in split])
+    x = torch.as_tensor(split.data)
+    if x.dim() == 3:
+        return x.unsqueeze(1)
+    return x if name == "SVHN" else x.permute(0, 3, 1, 2)
+
+
+def _like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Bytes (N, C, H, W) as bytes (N, *shape): grey or RGB, resized."""
+    if x.shape[1] == 3 and shape[0] == 1:
+        x = functional.rgb_to_grayscale(x)
+    elif x.shape[1] == 1 and shape[0] == 3:
+        x = x.expand(-1, 3, -1, -1)
+    return x if x.shape[-2:] == shape[-2:] else functional.resize(x, list(shape[-2:]), antialias=True)
+
+
+def folder_of(name: str) -> str:
+    """The name of a set in keys: of a folder its last part."""
+    return Path(name).name if "/" in name else name

@@ -1,0 +1,250 @@
+"""evaluate.py from the command line and from Python: names, the tutorial's numbers, same bits, nothing half."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+import evaluate
+from ebm import checkpoint
+from ebm.energies import ConvEnergy, MLPEnergy
+from ebm.sampler import uniform_noise
+
+REPO = Path(__file__).parents[1]
+SHARED = REPO.parent / "shared"
+ROOT = Path(os.environ.get("EBM_DATA", SHARED / "data"))
+TUTORIAL = SHARED / "tutorial" / "MNIST.ckpt"
+SMALL = [
+    "bootstrap=20",
+    "samples.count=16",
+    "samples.steps=[2,4]",
+    "chains.count=3",
+    "chains.steps=40",
+    "ais.temperatures=8",
+    "ais.burn_in=2",
+    "ais.chains=4",
+    "densities.cells=40",
+    "densities.steps=5",
+]
+
+
+def run(*overrides: str) -> dict[str, Any]:
+    """The numbers of an evaluation in this process, without W&B."""
+    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        cfg = compose("evaluate", overrides=["wandb.mode=disabled", "device=cpu", *SMALL, *overrides])
+    return json.loads((evaluate.evaluate(cfg) / "metrics.json").read_text())
+
+
+def script(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPO / "evaluate.py"), *overrides]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 80 grey images of two classes: bright above, bright below."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(80):
+        pixels = rng.integers(0, 80, (28, 28), dtype=np.uint8)
+        pixels[:14] += np.uint8(i % 2 * 150)
+        pixels[14:] += np.uint8((1 - i % 2) * 150)
+        (folder / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / "ab"[i % 2] / f"{i:02}.png")
+    return folder
+
+
+def save_run(folder: Path, images: Path, seed: int = 0) -> Path:
+    """A run directory with an untrained energy and a buffer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        energy = ConvEnergy(hidden=4)
+    data = {"_target_": "ebm.data.image_folder", "root": str(images), "image_size": 28, "channels": 1}
+    state = {
+        "energy": energy.state_dict(),
+        "energy_config": {"_target_": "ebm.energies.ConvEnergy", "shape": [1, 28, 28], "hidden": 4},
+        "buffer": {"chains": uniform_noise((32, 1, 28, 28), torch.Generator().manual_seed(1))},
+        "config": {"data": data | {"test_fraction": 0.25}},
+        "step": 7,
+        "epoch": 1,
+    }
+    checkpoint.save(folder / "checkpoints" / "last.pt", state)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, images: Path) -> list[Path]:
+    return [save_run(tmp_path_factory.mktemp(name), images, seed) for seed, name in enumerate(("first", "second"))]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"cache={tmp_path_factory.mktemp('cache')}"
+
+
+@pytest.fixture(scope="module")
+def whole(runs: list[Path], cache: str, images: Path) -> dict[str, Any]:
+    return run(f"checkpoint={runs[0]}", cache, f"ood.root={images}")
+
+
+def test_names(whole: dict[str, Any], runs: list[Path]) -> None:
+    for name in ("auroc", "aupr", "aupr_out", "fpr95"):
+        for key in (f"{name}/noise", f"{name}/halves", f"{name}/halves/gradient_norm", f"{name}/tiny/typicality"):
+            low, high = whole[f"{key}/ci95"]
+            assert 0 <= low <= whole[key] + 1e-9 and whole[key] <= high + 1e-9 and high <= 1
+    for key in ("frechet", "kid", "precision", "recall", "density", "coverage"):
+        for steps in ("2", "4", "4/buffer", "real"):
+            low, high = whole[f"{key}/classifier-n16/{steps}/ci95"]
+            assert low <= whole[f"{key}/classifier-n16/{steps}"] <= high
+    assert {"class_entropy/4", "class_entropy/4/ci95", "confidence/2", "nearest/4", "copies/4/buffer"} <= whole.keys()
+    assert {"chains/rhat/all", "chains/ess/noise", "chains/same_class", "chains/steady_state"} <= whole.keys()
+    assert {"log_z/lower", "log_z/upper", "bits_per_dim/lower", "bits_per_dim/upper/ci95"} <= whole.keys()
+    assert "KMNIST is not in" in whole["skipped"]["ood/kmnist"]
+    assert set(whole["skipped"]) == {
+        f"ood/{n}" for n in ("mnist", "fashion_mnist", "kmnist", "omniglot", "svhn", "cifar10")
+    } | {"samples/inception"}
+    assert all(np.isfinite(v) for v in whole.values() if isinstance(v, float))
+
+
+def test_protocol_and_files(whole: dict[str, Any], runs: list[Path]) -> None:
+    protocol = whole["protocol"]
+    assert protocol["sampler"]["step_size"] == 10.0 and protocol["seed"] == 0 and protocol["step"] == 7
+    assert len(protocol["weights"][0]) == len(protocol["data"]["hash"]) == 16
+    assert protocol["versions"]["torch"] == torch.__version__.split("+")[0] or protocol["versions"]["torch"]
+    out = runs[0] / "evaluation" / "all"
+    names = {"scores", "roc", "auroc", "examples", "quality", "samples", "nearest", "classes", "chains", "chain_strips"}
+    assert {file.name for file in out.iterdir()} == {f"{n}.png" for n in names} | {"metrics.json", "report.html"}
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64") == len(names) and protocol["data"]["hash"] in page
+
+
+def test_twice_and_on_another_batch_size_the_same_bits(
+    whole: dict[str, Any], runs: list[Path], cache: str, images: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(123)
+    again = run(f"checkpoint={runs[0]}", cache, f"ood.root={images}", f"out={tmp_path}", "batch_size=17")
+    assert again == whole
+    part = run(f"checkpoint={runs[0]}", cache, f"ood.root={images}", f"out={tmp_path / 'ood'}", "evaluation=ood")
+    assert all(whole[key] == value for key, value in part.items() if key not in ("protocol", "skipped"))
+
+
+def test_ensemble(runs: list[Path], images: Path, tmp_path: Path) -> None:
+    found = run(f"checkpoint=[{runs[0]},{runs[1]}]", "evaluation=scores", f"out={tmp_path}")
+    assert {"auroc/noise/ensemble_mean", "auroc/noise/ensemble_spread/ci95"} <= found.keys()
+    assert len(found["protocol"]["weights"]) == 2
+
+
+def test_constant_and_nan_energies_are_errors_and_leave_nothing(runs: list[Path], tmp_path: Path) -> None:
+    state = checkpoint.load(runs[0])
+    last = [name for name in state["energy"] if name.startswith("layers.11")]
+    for name in last:
+        state["energy"][name] = torch.zeros_like(state["energy"][name])
+    checkpoint.save(tmp_path / "run" / "checkpoints" / "last.pt", state)
+    with pytest.raises(ValueError, match="constant"):
+        run(f"checkpoint={tmp_path / 'run'}", "evaluation=scores", f"out={tmp_path / 'out'}")
+    for name in ("layers.0.weight", "layers.11.weight"):
+        state["energy"][name].fill_(1e38)
+    checkpoint.save(tmp_path / "run" / "checkpoints" / "last.pt", state)
+    with pytest.raises(ValueError, match="not finite"):
+        run(f"checkpoint={tmp_path / 'run'}", "evaluation=scores", f"out={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("bootstrap=1", "bootstrap must be an integer >= 2"),
+        ("samples.steps=[]", "samples.steps must be a list"),
+        ("samples.steps=[0]", "samples.steps must be an integer >= 1"),
+        ("ood.scores=[entropy]", "ood.scores must be one of"),
+        ("ood.sets=[nonsense]", "ood.sets: nonsense"),
+        ("evaluation.parts=[fid]", "evaluation.parts must be one of"),
+        ("chains.steps=abc", "chains.steps must be an integer"),
+    ],
+)
+def test_bad_settings_name_their_key(runs: list[Path], tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        run(f"checkpoint={runs[0]}", f"out={tmp_path}", override)
+
+
+def test_points_in_the_plane(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        energy = MLPEnergy((2,), hidden=8)
+    for parameter in energy.layers[-1].parameters():
+        parameter.data.mul_(1e-3)
+    data = {"_target_": "ebm.densities.dataset", "name": "rings", "train_size": 100, "test_size": 100, "seed": 0}
+    config = {"_target_": "ebm.energies.MLPEnergy", "shape": [2], "hidden": 8}
+    state = {"energy": energy.state_dict(), "energy_config": config, "config": {"data": data}, "step": 0, "epoch": 0}
+    checkpoint.save(tmp_path / "checkpoints" / "last.pt", state)
+    found = run(f"checkpoint={tmp_path}", "evaluation=densities")
+    assert found["log_z"] == pytest.approx(np.log(4), abs=1e-2)  # a flat energy over a square of area 4
+    assert found["nll"] == pytest.approx(np.log(4), abs=1e-2)
+    assert found["kl"] == pytest.approx(np.log(4) - found["nll/truth"], abs=0.1)
+    assert (tmp_path / "evaluation" / "densities" / "densities.png").is_file()
+    found = run(
+        f"checkpoint={tmp_path}", "evaluation=ood", "ood.sets=[noise,gaussian_0.1,rotated,mnist]", "ood.scores=[]"
+    )
+    assert "auroc/noise" in found and set(found["skipped"]) == {"ood/rotated", "ood/mnist"}
+
+
+@pytest.mark.slow
+def test_sweep_and_comparison(runs: list[Path], tmp_path: Path) -> None:
+    done = script(tmp_path, "-m", f"checkpoint={runs[0]},{runs[1]}", "evaluation=scores", "bootstrap=20")
+    assert done.returncode == 0, done.stderr
+    for folder in runs:
+        assert (folder / "evaluation" / "scores" / "metrics.json").is_file()
+        assert list((folder / "evaluation" / "scores" / "wandb").glob("offline-run-*"))
+    out = tmp_path / "evaluation" / "compare"
+    assert {file.name for file in out.iterdir()} == {"compare.json", "compare.html", "compare.png"}
+    assert "auroc/noisy" in done.stdout
+    done = script(tmp_path, f"compare=[{runs[0]},{runs[1]}/evaluation/scores]", "out=table")
+    assert done.returncode == 0, done.stderr
+    both = json.loads((tmp_path / "table" / "compare.json").read_text())
+    assert len(both) == 2 and all("auroc/tiny" in numbers for numbers in both.values())
+    done = script(tmp_path, f"compare=[{runs[0]},{tmp_path}/nowhere]")
+    assert done.returncode == 2 and done.stderr.startswith("error: compare:") and done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    if not (ROOT / "MNIST").is_dir() or not TUTORIAL.is_file():
+        pytest.skip("full MNIST or the tutorial's weights are not there")
+    out = tmp_path_factory.mktemp("tutorial")
+    return run(f"checkpoint={TUTORIAL}", f"data.root={ROOT}", "evaluation=scores", f"out={out}")
+
+
+@pytest.mark.slow
+def test_the_tutorials_scores(tutorial: dict[str, Any]) -> None:
+    assert tutorial["score/noise/mean"] == pytest.approx(-17.88, abs=0.1)
+    assert -0.01 < tutorial["score/train/mean"] < 0.0005
+    # One image in the tutorial, the mean of 10,000 here: the order of the sets is what must agree.
+    means = [tutorial[f"score/{name}/mean"] for name in ("test", "rotated", "tiny", "noisy", "noise")]
+    assert means == sorted(means, reverse=True)
+    assert tutorial["auroc/test"] == 0.5 and tutorial["auroc/noise"] == 1
+    assert 0.9 < tutorial["auroc/noisy"] < 1 and 0.5 < tutorial["auroc/rotated"] < tutorial["auroc/tiny"] < 0.9
+    assert set(tutorial["skipped"]) == set()
+
+
+def test_the_tutorials_scores_of_its_first_image() -> None:
+    if not (ROOT / "MNIST").is_dir() or not TUTORIAL.is_file():
+        pytest.skip("full MNIST or the tutorial's weights are not there")
+    from ebm.data import torchvision_dataset
+    from ebm.metrics import scores
+    from ebm.outliers import outliers
+
+    data, energy = torchvision_dataset("MNIST", str(ROOT)), checkpoint.load_energy(TUTORIAL)
+    data.test = data.test[:8]
+    first = {n: float(scores(energy, outliers(n, data, "", 0.3, 0))[0]) for n in ("test", "rotated", "tiny", "noisy")}
+    assert first["test"] == pytest.approx(0.0304, abs=1e-3)
+    assert first["rotated"] == pytest.approx(-0.0004, abs=1e-3)
+    assert first["tiny"] == pytest.approx(-0.0153, abs=1e-3)
+    assert -0.15 < first["noisy"] < -0.03
