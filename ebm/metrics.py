@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor, nn
 
 from ebm.data import scaled
-from ebm.sampler import frozen
+from ebm.sampler import GROUP, frozen
 
 Array = NDArray[np.float64]
 Interval = list[float]  # [low, high]
@@ -26,12 +26,12 @@ Energy = Callable[[Tensor], Tensor]
 def in_batches(function: Energy, x: Tensor, batch_size: int = 256, device: str | torch.device = "cpu") -> Tensor:
     """function(x) (N, …) of bytes or floats x (N, *shape), `batch_size` at a time, on the CPU.
 
-    The result does not depend on `batch_size`: it is rounded down to a multiple of 8 (at least 8) and the last
-    batch is filled up to one, since from 8 images on kernels round alike.
+    The result does not depend on `batch_size`: it is rounded down to a multiple of GROUP (at least GROUP) and the
+    last batch is filled up to one, since kernels for fewer images round otherwise.
     """
     parts = []
-    for part in x.split(max(batch_size // 8, 1) * 8):
-        count, missing = len(part), -len(part) % 8
+    for part in x.split(max(batch_size // GROUP, 1) * GROUP):
+        count, missing = len(part), -len(part) % GROUP
         part = torch.cat([part, part[:1].expand(missing, *part.shape[1:])])
         parts.append(function(scaled(part.to(device)))[:count].cpu())
     return torch.cat(parts)

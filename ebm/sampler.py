@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from ebm import check
 
+# Convolution kernels for fewer images round otherwise: whatever is split, is split into multiples of this.
+GROUP = 16
+
 Energy = Callable[[Tensor], Tensor]
 Generators = torch.Generator | Sequence[torch.Generator]
 
@@ -137,7 +140,7 @@ class SGLD:
                 for chain_noise, own in zip(step_noise, generator, strict=True):
                     chain_noise.normal_(0, noise_std, generator=own)
         threads = self.threads or torch.get_num_threads()
-        size = 8 * math.ceil(len(x) / threads / 8)  # multiples of 8: what convolution kernels are made for
+        size = GROUP * math.ceil(len(x) / threads / GROUP)
         if x.device.type != "cpu" or threads == 1 or len(x) <= size:
             return self._chains(energy, x, noise, settings)
         pool = thread_pool(threads)
@@ -227,13 +230,13 @@ def trace_in_batches(
 ) -> Tensor:
     """`sampler.trace` of any number of chains, `batch_size` at a time on the generators' device: snapshots
     (T, B, *shape) on the CPU. The result does not depend on `batch_size`, which is rounded down to a multiple
-    of 8 (at least 8), and the last batch is filled up to one: from 8 images on, kernels round alike.
+    of GROUP (at least GROUP), and the last batch is filled up to one.
     """
-    batch_size = max(batch_size // 8, 1) * 8
+    batch_size = max(batch_size // GROUP, 1) * GROUP
     parts = []
     for start in range(0, len(x), batch_size):
         part, own = x[start : start + batch_size], list(generators[start : start + batch_size])
-        count, missing = len(part), -len(part) % 8
+        count, missing = len(part), -len(part) % GROUP
         part = torch.cat([part, part[:1].expand(missing, *part.shape[1:])]).to(own[0].device)
         own += [torch.Generator(part.device).manual_seed(0) for _ in range(missing)]
         parts.append(sampler.trace(energy, part, own, every=every, steps=steps)[:, :count].cpu())

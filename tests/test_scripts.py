@@ -107,9 +107,15 @@ GROUPS = {
         "mnist": ["data.root={root}"],
         "fashion_mnist": ["data.root={root}"],
         "folder": ["data.root={images}"],
+        **{name: ["energy=mlp"] for name in ("checkerboard", "eight_gaussians", "pinwheel", "rings", "two_moons")},
     },
     "energy": {"cnn": [], "resnet": [], "mlp": []},
-    "experiment": {"quick": [], "tutorial": ["data.root={root}", "buffer.capacity=256", "buffer.initial=16"]},
+    "experiment": {
+        "quick": [],
+        "tutorial": ["data.root={root}", "buffer.capacity=256", "buffer.initial=16"],
+        "density": [],
+    },
+    "guard": {"default": []},
     "scheduler": {"exponential": [], "linear": []},
 }
 

@@ -42,7 +42,7 @@ def main(without: str, guarded: str, out: str) -> None:
         grid[name].imshow(mosaic(x.view(8, 8, *x.shape[1:])), interpolation="nearest")
         grid[name].set(title=label.partition(" (")[0], xticks=[], yticks=[])
     grid["gap"].set(ylabel="score gap\nreal − chains")
-    grid["gap"].legend(frameon=False)
+    grid["gap"].legend(facecolor="white", edgecolor="none", framealpha=1)
     grid["fresh"].set(ylabel="score\nold − fresh chains", xlabel="step")
     figure.savefig(out)
 
