@@ -15,8 +15,8 @@ from PIL import Image
 
 import evaluate
 from ebm import checkpoint
+from ebm.buffer import ReplayBuffer
 from ebm.energies import ConvEnergy, MLPEnergy
-from ebm.sampler import uniform_noise
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared"
@@ -71,7 +71,9 @@ def save_run(folder: Path, images: Path, seed: int = 0) -> Path:
     state = {
         "energy": energy.state_dict(),
         "energy_config": {"_target_": "ebm.energies.ConvEnergy", "shape": [1, 28, 28], "hidden": 4},
-        "buffer": {"chains": uniform_noise((32, 1, 28, 28), torch.Generator().manual_seed(1))},
+        "buffer": ReplayBuffer(
+            (1, 28, 28), torch.Generator().manual_seed(1), capacity=32, policy="in_place"
+        ).state_dict(),
         "config": {"data": data | {"test_fraction": 0.25}},
         "step": 7,
         "epoch": 1,
