@@ -28,11 +28,15 @@ class ExponentialDecay:
         return self.gamma**epoch
 
 
-class LinearDecay:
-    """From lr to lr × final_factor along a straight line over the whole training, `progress` in [0, 1]."""
+class PolynomialDecay:
+    """From lr to lr × final_factor over the whole training, as (1 − progress)^power; `progress` in [0, 1].
 
-    def __init__(self, final_factor: float = 0.1) -> None:
+    power 1 is a straight line; 2 leaves the high rates, at which chains are lost, earlier.
+    """
+
+    def __init__(self, final_factor: float = 0.02, power: float = 2.0) -> None:
         self.final_factor = check.number("scheduler.final_factor", final_factor, 0, 1)
+        self.power = check.number("scheduler.power", power, 0, open_low=True)
 
     def __call__(self, epoch: int, progress: float) -> float:
-        return 1 + progress * (self.final_factor - 1)
+        return self.final_factor + (1 - self.final_factor) * max(1 - progress, 0.0) ** self.power

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ebm.losses import ContrastiveDivergence
-from ebm.optim import ExponentialDecay, LinearDecay, adam
+from ebm.optim import ExponentialDecay, PolynomialDecay, adam
 
 
 def test_against_a_computation_by_hand():
@@ -36,7 +36,8 @@ def test_data_get_noise_and_clamp_and_negatives_do_not():
 
 def test_schedules():
     assert [ExponentialDecay(0.97)(epoch, 0.5) for epoch in (0, 1, 2)] == pytest.approx([1, 0.97, 0.97**2])
-    assert [LinearDecay(0.1)(9, progress) for progress in (0, 0.5, 1)] == pytest.approx([1, 0.55, 0.1])
+    assert [PolynomialDecay(0.1, 1)(9, progress) for progress in (0, 0.5, 1)] == pytest.approx([1, 0.55, 0.1])
+    assert [PolynomialDecay(0.2, 2)(9, progress) for progress in (0, 0.5, 1)] == pytest.approx([1, 0.4, 0.2])
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,8 @@ def test_schedules():
         (lambda: adam([], lr=0), "optimizer.lr"),
         (lambda: adam([], beta1=1.0), "optimizer.beta1"),
         (lambda: ExponentialDecay(0), "scheduler.gamma"),
-        (lambda: LinearDecay(2), "scheduler.final_factor"),
+        (lambda: PolynomialDecay(2), "scheduler.final_factor"),
+        (lambda: PolynomialDecay(power=0), "scheduler.power"),
     ],
 )
 def test_bad_settings_name_their_key(build, key):
