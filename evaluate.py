@@ -441,7 +441,9 @@ def protocol(ev: Evaluation) -> dict[str, Any]:
     for key in ("wandb", "out", "cache", "batch_size", "compare", "checkpoint", "data", "device"):
         config.pop(key)
     config["ood"].pop("root")
-    config["sampler"] = {k: v for k, v in vars(ev.sampler).items() if k != "threads"}
+    config["sampler"] = {k: v for k, v in vars(ev.sampler).items() if k != "threads" and not k.startswith("_")}
+    example = torch.empty(1, *ev.dataset.shape, device=ev.device)
+    config["sampler"]["backend"] = ev.sampler.run_as(ev.energies[0], example)[0]
     used = ("torch", "torchvision", "torchmetrics", "scikit-learn", "numpy")
     return config | {
         "weights": [features.weights_hash(energy.state_dict()) for energy in ev.energies],

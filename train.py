@@ -28,7 +28,9 @@ from ebm.sampler import SGLD, uniform_noise
 from ebm.tracking import Tracker
 
 # What may differ when a run is resumed; anything else would make it another run.
-MAY_CHANGE = re.compile(r"device|data\.root|sampler\.threads|(guard|wandb)\..*|train\.(?!batch_size|grad_norm_clip).*")
+MAY_CHANGE = re.compile(
+    r"device|data\.root|sampler\.(threads|backend)|(guard|wandb)\..*|train\.(?!batch_size|grad_norm_clip).*"
+)
 
 
 @dataclass

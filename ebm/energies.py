@@ -36,6 +36,10 @@ class ConvEnergy(nn.Module):
         layers += [nn.Flatten(), nn.Linear(2 * h * height * width, 2 * h), nn.SiLU(), nn.Linear(2 * h, 1)]
         self.layers = nn.Sequential(*layers)
 
+    def chain(self) -> nn.Sequential:
+        """E(x) = chain()(x).squeeze(-1): what the sampler can compile."""
+        return self.layers
+
     def forward(self, x: Tensor) -> Tensor:
         _check_input(x, self.shape)
         return self.layers(x).squeeze(-1)
@@ -98,6 +102,10 @@ class MLPEnergy(nn.Module):
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(hidden, 1))
+
+    def chain(self) -> nn.Sequential:
+        """E(x) = chain()(x).squeeze(-1): what the sampler can compile."""
+        return self.layers
 
     def forward(self, x: Tensor) -> Tensor:
         _check_input(x, self.shape)

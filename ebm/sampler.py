@@ -2,9 +2,10 @@
 
 import functools
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ebm import check
+from ebm.compiled import NotCompilable, compiled_steps
 
 # Convolution kernels for fewer images round otherwise: whatever is split, is split into multiples of this.
 GROUP = 16
 
 Energy = Callable[[Tensor], Tensor]
+Steps = Callable[[Tensor, Tensor, Sequence[float]], None]  # (x, noise of each step, step sizes): x goes on in place
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
@@ -37,6 +40,13 @@ class SGLD:
     final_step_size, final_noise_std  where given, the value of the last step, reached linearly (annealing)
     threads                         on the CPU the chains are split over so many threads, each of which takes
                                     its chains through the steps on one core; None for as many as torch has
+    backend                         how the steps are run. They are the same but for rounding:
+                                    eager       autograd; any energy, any device
+                                    compile     compiled code on the CPU (ebm/compiled.py), for energies that are
+                                                chains of convolutions, linear layers and SiLU
+                                    cuda_graph  on CUDA, a block of steps recorded once and launched at once
+                                    auto        compile on the CPU and cuda_graph on CUDA where they can run
+                                    What cannot run falls back to eager; what was taken is said once, on stderr
 
     Raises ValueError for a setting out of range, naming its config key.
     """
@@ -51,6 +61,7 @@ class SGLD:
         final_step_size: float | None = None,
         final_noise_std: float | None = None,
         threads: int | None = None,
+        backend: str = "auto",
     ) -> None:
         self.steps = check.number("sampler.steps", steps, 0, integer=True)
         self.step_size = check.number("sampler.step_size", step_size, 0, open_low=True)
@@ -78,6 +89,8 @@ class SGLD:
         if threads is not None:
             check.number("sampler.threads", threads, 1, integer=True)
         self.threads = threads
+        self.backend = check.choice("sampler.backend", backend, ("auto", "eager", "compile", "cuda_graph"))
+        self._graphs: dict[Any, Steps] = {}  # of the last energy: recording one takes as long as some hundred steps
 
     def settings(self, step: int, steps: int) -> tuple[float, float]:
         """(step_size, noise_std) of step 0 ≤ `step` < `steps`."""
@@ -111,15 +124,26 @@ class SGLD:
         if not isinstance(generator, torch.Generator) and len(generator) != len(x):
             raise ValueError(f"{len(generator)} generators for {len(x)} chains: give one, or one a chain")
         with torch.inference_mode(False), torch.no_grad(), frozen(energy):
-            x = x.detach().clone()
+            x = x.detach().clone(memory_format=torch.contiguous_format)
+            _, run = self.run_as(energy, x)
+            # Noise is drawn a few steps at a time, and that of the next block while the threads work on this one.
+            blocks, done = [], 0
+            while done < steps:
+                length = min(steps - done, every - done % every if callback else steps, 8)
+                blocks.append(range(done, done + length))
+                done += length
             if callback:
                 callback(0, x)
-            done = 0
-            while done < steps:
-                # Noise is drawn a few steps at a time: memory of 8 batches, and all threads wait for it.
-                block = min(steps - done, every - done % every if callback else steps, 8)
-                x = self._block(energy, x, generator, range(done, done + block), steps)
-                done += block
+            memory = torch.empty(2, len(blocks[0]) if blocks else 0, *x.shape, dtype=x.dtype, device=x.device)
+            noise = self._noise(memory[0], generator, blocks[0], steps) if blocks else memory[0]
+            for i, block in enumerate(blocks):
+                jobs = self._start(run, x, noise, [self.settings(step, steps)[0] for step in block])
+                if i + 1 < len(blocks):
+                    noise = self._noise(memory[(i + 1) % 2], generator, blocks[i + 1], steps)
+                wait(jobs)  # all of them, so that none still runs when the energy is given back
+                for job in jobs:
+                    job.result()
+                done = block.stop
                 if callback and (done % every == 0 or done == steps):
                     callback(done, x)
         return x
@@ -130,41 +154,118 @@ class SGLD:
         self(energy, x, generator, callback=lambda _, live: kept.append(live.clone()), every=every, **kwargs)
         return torch.stack(kept)
 
-    def _block(self, energy: Energy, x: Tensor, generator: Generators, block: range, steps: int) -> Tensor:
-        settings = [self.settings(step, steps) for step in block]
-        noise = torch.empty(len(block), *x.shape, dtype=x.dtype, device=x.device)
-        for step_noise, (_, noise_std) in zip(noise, settings, strict=True):
+    def _noise(self, memory: Tensor, generator: Generators, block: range, steps: int) -> Tensor:
+        """The noise of a block of steps (block, B, *shape), drawn into `memory`."""
+        noise = memory[: len(block)]
+        for step_noise, step in zip(noise, block, strict=True):
+            noise_std = self.settings(step, steps)[1]
             if isinstance(generator, torch.Generator):
                 step_noise.normal_(0, noise_std, generator=generator)
             else:
                 for chain_noise, own in zip(step_noise, generator, strict=True):
                     chain_noise.normal_(0, noise_std, generator=own)
+        return noise
+
+    def _start(self, run: Steps, x: Tensor, noise: Tensor, step_sizes: Sequence[float]) -> list[Future[None]]:
+        """Run the steps in place; on the CPU on threads, which have yet to be waited for."""
         threads = self.threads or torch.get_num_threads()
         size = GROUP * math.ceil(len(x) / threads / GROUP)
         if x.device.type != "cpu" or threads == 1 or len(x) <= size:
-            return self._chains(energy, x, noise, settings)
+            run(x, noise, step_sizes)
+            return []
         pool = thread_pool(threads)
         parts = zip(x.split(size), noise.split(size, dim=1), strict=True)
-        jobs = [pool.submit(self._chains, energy, part, its_noise, settings) for part, its_noise in parts]
-        wait(jobs)  # all of them, so that none still runs when the energy is given back
-        return torch.cat([job.result() for job in jobs])
+        return [pool.submit(run, part, its_noise, step_sizes) for part, its_noise in parts]
 
-    def _chains(self, energy: Energy, x: Tensor, noise: Tensor, settings: list[tuple[float, float]]) -> Tensor:
-        with torch.no_grad():  # grad mode belongs to the thread
-            for step_noise, (step_size, _) in zip(noise, settings, strict=True):
-                x = x + step_noise
-                if self.bounds:
-                    x.clamp_(*self.bounds)
-                x.requires_grad_(True)
-                with torch.enable_grad():
-                    (gradient,) = torch.autograd.grad(energy(x).sum(), x)
-                x = x.detach()
-                if self.grad_clamp:
-                    gradient = gradient.clamp(-self.grad_clamp, self.grad_clamp)
-                x.sub_(gradient, alpha=step_size)
-                if self.bounds:
-                    x.clamp_(*self.bounds)
-        return x
+    def run_as(self, energy: Energy, x: Tensor) -> tuple[str, Steps]:
+        """(backend, its steps) for this energy, as it is now, and chains like `x`."""
+        eager = functools.partial(eager_steps, energy, self.grad_clamp, self.bounds)
+        backend = self.backend
+        if backend == "auto":
+            backend = {"cpu": "compile", "cuda": "cuda_graph"}.get(x.device.type, "eager")
+        try:
+            steps: Steps = eager
+            if backend == "compile":
+                steps = compiled_steps(energy, x, self.grad_clamp, self.bounds)
+            elif backend == "cuda_graph":
+                steps = self._graph(energy, x, eager)
+            reason = ""
+        except NotCompilable as error:
+            backend, steps, reason = "eager", eager, f", because {error}"
+        say_once(f"sampler.backend={self.backend}: {backend}{reason}")
+        return backend, steps
+
+    def _graph(self, energy: Energy, x: Tensor, eager: Steps) -> Steps:
+        """`eager` as CUDA graphs, one a length of block. They read the weights where these lie now."""
+        if x.device.type != "cuda" or not isinstance(energy, nn.Module):
+            raise NotCompilable(f"a CUDA graph takes an nn.Module on CUDA, not {type(energy).__name__} on {x.device}")
+        if self.final_step_size != self.step_size:
+            raise NotCompilable("a CUDA graph holds its step sizes, and here they are annealed")
+        weights = [*energy.parameters(), *energy.buffers()]
+        key = (id(energy), x.shape, x.dtype, *(weight.data_ptr() for weight in weights))
+
+        def steps(x: Tensor, noise: Tensor, step_sizes: Sequence[float]) -> None:
+            if self._graphs and next(iter(self._graphs))[0] != key:
+                self._graphs.clear()
+            if (key, len(noise)) not in self._graphs:
+                self._graphs[key, len(noise)] = cuda_graph(eager, x, noise, step_sizes)
+            self._graphs[key, len(noise)](x, noise, step_sizes)
+
+        return steps
+
+
+def eager_steps(
+    energy: Energy,
+    grad_clamp: float | None,
+    bounds: tuple[float, float] | None,
+    x: Tensor,
+    noise: Tensor,
+    step_sizes: Sequence[float],
+) -> None:
+    """The steps by autograd, x (B, *shape) in place; `noise` (steps, B, *shape) as it is to be added."""
+    with torch.no_grad():  # grad mode belongs to the thread
+        now = x
+        for step_noise, step_size in zip(noise, step_sizes, strict=True):
+            now = now + step_noise  # not in place: autograd would take another thread's chains for these
+            if bounds:
+                now.clamp_(*bounds)
+            now.requires_grad_(True)
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(energy(now).sum(), now)
+            now = now.detach()
+            if grad_clamp:
+                gradient = gradient.clamp(-grad_clamp, grad_clamp)
+            now.sub_(gradient, alpha=step_size)
+            if bounds:
+                now.clamp_(*bounds)
+        x.copy_(now)
+
+
+def cuda_graph(steps: Steps, x: Tensor, noise: Tensor, step_sizes: Sequence[float]) -> Steps:
+    """`steps` for tensors like these, recorded: one launch instead of some forty a step."""
+    own_x, own_noise = x.clone(), noise.clone()
+    side = torch.cuda.Stream(x.device)
+    side.wait_stream(torch.cuda.current_stream(x.device))
+    with torch.cuda.stream(side):  # warm-up: cuDNN picks its kernels
+        for _ in range(3):
+            steps(own_x, own_noise, step_sizes)
+    torch.cuda.current_stream(x.device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        steps(own_x, own_noise, step_sizes)
+
+    def replay(x: Tensor, noise: Tensor, step_sizes: Sequence[float]) -> None:
+        own_x.copy_(x)
+        own_noise.copy_(noise)
+        graph.replay()
+        x.copy_(own_x)
+
+    return replay
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 @contextmanager

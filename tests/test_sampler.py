@@ -28,12 +28,13 @@ def naive(energy, x, noises, step_size=10.0, clamp=0.03):
     return x.detach()
 
 
+@pytest.mark.parametrize("backend", ["eager", "auto"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_follows_the_naive_loop_in_float64(threads):
+def test_follows_the_naive_loop_in_float64(threads, backend):
     energy = ConvEnergy(hidden=8).double()
     x, g = images(40).double(), generator(1)
     noises = [0.005 * torch.randn(x.shape, generator=g, dtype=torch.float64) for _ in range(19)]
-    ours = SGLD(steps=19, threads=threads)(energy, x, generator=generator(1))
+    ours = SGLD(steps=19, threads=threads, backend=backend)(energy, x, generator=generator(1))
     torch.testing.assert_close(ours, naive(energy, x, noises), rtol=0, atol=1e-9)
 
 
@@ -140,12 +141,15 @@ def test_trace_is_the_chain(every, times):
     assert torch.equal(trace[1], whole[list(times)])
 
 
-@pytest.mark.parametrize("energy", [ConvEnergy(hidden=16), ResNetEnergy(width=8)])
-def test_batch_size_and_threads_change_no_bit(energy):
+@pytest.mark.parametrize(
+    "energy, backend",
+    [(ConvEnergy(hidden=16), "eager"), (ConvEnergy(hidden=16), "auto"), (ResNetEnergy(width=8), "auto")],
+)
+def test_batch_size_and_threads_change_no_bit(energy, backend):
     x = images(44)
 
     def chains(batch_size: int, threads: int) -> torch.Tensor:
-        sampler = SGLD(12, threads=threads)
+        sampler = SGLD(12, threads=threads, backend=backend)
         return trace_in_batches(sampler, energy, x, chain_generators(3, 44), batch_size, every=12)
 
     reference = chains(44, 2)
@@ -171,6 +175,11 @@ def test_bad_settings_name_their_key(setting, value):
         return
     with pytest.raises(ValueError, match=rf"sampler\.{setting} must be"):
         SGLD(**{setting: value})
+
+
+def test_backends_are_named():
+    with pytest.raises(ValueError, match=r"sampler\.backend must be"):
+        SGLD(backend="fast")
 
 
 @pytest.mark.parametrize("bounds", [[1, -1], [0], "ab", [0, math.nan], 3])

@@ -1,0 +1,196 @@
+"""SGLD steps in compiled code (sgld.cpp) on the CPU, for energies that are chains of layers.
+
+A C++ compiler builds sgld.cpp once a machine, in seconds; the library lies in the user's cache folder.
+"""
+
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SOURCE = Path(__file__).with_name("sgld.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+INT, DOUBLE, POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+
+
+class NotCompilable(Exception):
+    """Says why an energy, or this machine, has no compiled steps."""
+
+
+class Taps(ctypes.Structure):
+    _fields_ = [(name, POINTER) for name in ("start", "tap", "source")]
+
+
+class Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, INT) for name in ("pixels", "channels", "silu")),
+        *((name, Taps) for name in ("forward", "backward")),
+        *((name, POINTER) for name in ("weight", "bias", "transposed")),
+    ]
+
+
+class Work(ctypes.Structure):
+    _fields_ = [
+        *(("layers", INT), ("layer", POINTER), ("pixels", INT), ("channels", INT), ("chains", INT), ("x", POINTER)),
+        *(("noise", POINTER), ("stride", INT), ("steps", INT), ("step_sizes", POINTER)),
+        *((name, DOUBLE) for name in ("grad_clamp", "low", "high")),
+        ("workspace", POINTER),
+    ]
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """sgld.cpp, compiled. Raises NotCompilable where that cannot be done."""
+    compiler = shutil.which(os.environ.get("CXX") or "c++")
+    if compiler is None:
+        raise NotCompilable("there is no C++ compiler (c++ or $CXX)")
+    # -march=native: another machine that shares the home directory needs its own
+    name = hashlib.sha256(f"{SOURCE.read_text()} {FLAGS} {compiler} {platform.node()}".encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plain-ebm"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"sgld-{name}.so"
+        if not file.is_file():
+            with tempfile.TemporaryDirectory(dir=folder) as aside:
+                built = Path(aside) / "sgld.so"
+                done = subprocess.run([compiler, *FLAGS, SOURCE, "-o", built], capture_output=True, text=True)
+                if done.returncode:
+                    raise NotCompilable(f"{compiler} failed: {(done.stderr.splitlines() or ['no message'])[0]}")
+                os.replace(built, file)
+        return ctypes.CDLL(str(file))
+    except OSError as error:
+        raise NotCompilable(str(error)) from error
+
+
+def layers_of(energy: Any) -> list[tuple[nn.Conv2d | nn.Linear, bool]]:
+    """(convolution or linear layer, whether SiLU follows) of E(x) = energy.chain()(x).squeeze(-1).
+
+    Raises NotCompilable for an energy without `chain`, and for a layer that sgld.cpp does not know.
+    """
+    if not hasattr(energy, "chain"):
+        raise NotCompilable(f"{type(energy).__name__} has no chain() of layers")
+    layers: list[tuple[nn.Conv2d | nn.Linear, bool]] = []
+    flat = False
+    for module in energy.modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            raise NotCompilable(f"its {type(module).__name__} has hooks")
+    for module in energy.chain():
+        forward = type(module).forward  # a parametrised layer (spectral norm) has another class and the same forward
+        if forward is nn.Conv2d.forward and module.groups == 1 and module.padding_mode == "zeros" and not flat:
+            if isinstance(module.padding, str):
+                raise NotCompilable(f"its convolution has padding={module.padding!r}")
+            layers.append((module, False))
+        elif forward is nn.Linear.forward and flat:
+            layers.append((module, False))
+        elif forward is nn.SiLU.forward and layers and not layers[-1][1]:
+            layers[-1] = (layers[-1][0], True)
+        elif forward is nn.Flatten.forward and module.start_dim == 1 and module.end_dim == -1:
+            flat = True
+        elif forward not in (nn.Identity.forward, nn.Dropout.forward):  # in eval mode dropout does nothing
+            raise NotCompilable(f"it has a {type(module).__name__}, not just Conv2d, Linear, SiLU and Flatten")
+    if not layers or layers[-1][1] or layers[-1][0].weight.shape[0] != 1 or not flat:
+        raise NotCompilable("its last layer is not a linear one with one output")
+    return layers
+
+
+@functools.cache
+def taps(
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[tuple[int, int], list[Tensor], list[Tensor]]:
+    """Output size of a convolution, and its taps (start, tap, source) forward and backward, as in sgld.cpp."""
+    height, width = size
+    geometry = zip(size, kernel, stride, padding, dilation, strict=True)
+    rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry)
+    pairs = []
+    for pixel in range(rows * columns):
+        for tap in range(kernel[0] * kernel[1]):
+            y = pixel // columns * stride[0] - padding[0] + tap // kernel[1] * dilation[0]
+            x = pixel % columns * stride[1] - padding[1] + tap % kernel[1] * dilation[1]
+            if 0 <= y < height and 0 <= x < width:
+                pairs.append((pixel, tap, y * width + x))
+
+    def table(triples: list[tuple[int, int, int]], pixels: int) -> list[Tensor]:
+        pixel, tap, source = torch.tensor(sorted(triples), dtype=torch.int32).reshape(-1, 3).T.contiguous()
+        start = torch.searchsorted(pixel, torch.arange(pixels + 1, dtype=torch.int32), out_int32=True)
+        return [start, tap, source]
+
+    backward = [(source, tap, pixel) for pixel, tap, source in pairs]
+    return (rows, columns), table(pairs, rows * columns), table(backward, height * width)
+
+
+def compiled_steps(
+    energy: Any, x: Tensor, grad_clamp: float | None, bounds: tuple[float, float] | None
+) -> Callable[[Tensor, Tensor, Sequence[float]], None]:
+    """f(x, noise, step_sizes) that takes chains `x` (B, *shape), contiguous, in place through the SGLD steps with that
+    noise (steps, B, *shape) and those step sizes, as `energy` is now. It holds no lock: threads run at once.
+
+    x   an example of the chains. Raises NotCompilable where energy, x or machine do not allow it.
+    """
+    functions = {torch.float32: "sgld_float32", torch.float64: "sgld_float64"}
+    layers = layers_of(energy)
+    if x.device.type != "cpu" or x.dtype not in functions or any(m.weight.dtype != x.dtype for m, _ in layers):
+        raise NotCompilable(f"chains are {x.dtype} on {x.device}, weights {layers[0][0].weight.dtype}")
+    shape = tuple(x.shape[1:]) if x.dim() == 4 else (math.prod(x.shape[1:]), 1, 1)
+    channels, size = shape[0], (shape[1], shape[2])
+    kept: list[Tensor] = []  # what the pointers point to
+
+    def pointer(tensor: Tensor) -> int:
+        kept.append(tensor.contiguous())
+        return kept[-1].data_ptr()
+
+    work = (Layer * len(layers))()
+    numbers = math.prod(shape)  # of the workspace, a chain
+    for layer, (module, silu) in zip(work, layers, strict=True):
+        weight = module.weight.detach()
+        if isinstance(module, nn.Conv2d):
+            fits = module.in_channels == channels
+            geometry: Any = (module.kernel_size, module.stride, module.padding, module.dilation)
+        else:
+            fits = module.in_features == channels * math.prod(size)
+            geometry = (size, (1, 1), (0, 0), (1, 1))
+        if not fits:
+            raise NotCompilable(f"it does not take images of {tuple(x.shape[1:])}")
+        if isinstance(module, nn.Linear):
+            weight = weight.reshape(-1, channels, *size)
+        size, forward, backward = taps(size, *geometry)
+        weight, channels = weight.flatten(2), len(weight)
+        bias = torch.zeros(channels, dtype=x.dtype) if module.bias is None else module.bias.detach()
+        layer.pixels, layer.channels, layer.silu = math.prod(size), channels, silu
+        layer.forward, layer.backward = (Taps(*map(pointer, table)) for table in (forward, backward))
+        layer.weight, layer.transposed = pointer(weight.permute(2, 1, 0)), pointer(weight.permute(2, 0, 1))
+        layer.bias = pointer(bias)
+        numbers += 2 * layer.pixels * channels
+    loaded = library()
+    function, vector_bytes = getattr(loaded, functions[x.dtype]), loaded.vector_bytes()
+    low, high = bounds or (-math.inf, math.inf)
+
+    def steps(x: Tensor, noise: Tensor, step_sizes: Sequence[float]) -> None:
+        if not (x.is_contiguous() and noise[0].is_contiguous() and len(noise) == len(step_sizes)):
+            raise ValueError("compiled steps take contiguous chains and noise, and a step size a step")
+        workspace = torch.empty((numbers + 1) * vector_bytes, dtype=torch.uint8)
+        sizes = (DOUBLE * len(step_sizes))(*step_sizes)
+        job = Work(
+            *(len(work), ctypes.addressof(work), math.prod(shape[1:]), shape[0], len(x), x.data_ptr()),
+            *(noise.data_ptr(), noise.stride(0), len(noise), ctypes.addressof(sizes)),
+            *(math.inf if grad_clamp is None else grad_clamp, low, high),
+            -(-workspace.data_ptr() // vector_bytes) * vector_bytes,
+        )
+        function(ctypes.byref(job))
+
+    steps.__dict__["kept"] = kept
+    return steps

@@ -1,0 +1,174 @@
+// Clamped Langevin steps for energies that are chains of convolutions, linear layers and SiLU; called by compiled.py.
+//
+// A group of LANES chains goes through all its steps alone, so that its activations stay in the cache of one core. It
+// lies chain-innermost: a value is a vector of LANES chains, an activation [pixel][channel][chain], so that no chain
+// ever meets another. Layers and their input gradients are then one loop, `gather`: an output pixel is the sum, over
+// its taps, of a matrix times an input pixel, with the sums of BLOCK output channels held in registers.
+#include <cstdint>
+#include <cstring>
+
+#ifdef __AVX512F__
+constexpr int BYTES = 64, BLOCK = 16;
+#else
+constexpr int BYTES = 32, BLOCK = 8;
+#endif
+
+template <class T> struct Float;  // its bits, and the terms of e^x's series that reach its precision
+template <> struct Float<float> {
+    typedef float vector __attribute__((vector_size(BYTES)));
+    typedef int32_t integers __attribute__((vector_size(BYTES)));
+    static constexpr int mantissa = 23, bias = 127, terms = 8, largest_exponent = 87;
+};
+template <> struct Float<double> {
+    typedef double vector __attribute__((vector_size(BYTES)));
+    typedef int64_t integers __attribute__((vector_size(BYTES)));
+    static constexpr int mantissa = 52, bias = 1023, terms = 14, largest_exponent = 708;
+};
+
+// The taps of output pixel p are t in [start[p], start[p + 1]): input pixel source[t] times the matrix weight[tap[t]].
+struct Taps {
+    const int32_t *start, *tap, *source;
+};
+
+template <class T> struct Layer {
+    int64_t pixels, channels, silu;  // of the output
+    Taps forward, backward;
+    const T *weight, *bias, *transposed;  // weight [tap][in][out], transposed [tap][out][in]
+};
+
+template <class T> struct Work {
+    int64_t layers;
+    const Layer<T> *layer;
+    int64_t pixels, channels;  // of an image
+    int64_t chains;
+    T *x;                         // [chains][channels][pixels]
+    const T *noise;               // [steps], `stride` numbers apart, of [chains][channels][pixels]
+    int64_t stride, steps;
+    const double *step_sizes;
+    double grad_clamp, low, high;
+    T *workspace;                 // aligned to BYTES: the image, and two activations a layer
+};
+
+template <class V> static inline V clip(V x, V low, V high) {  // keeps NaN
+    x = x < low ? low : x;
+    return x > high ? high : x;
+}
+
+// e^x = 2^n e^r with |r| <= ln 2 / 2, and e^r by its Taylor series.
+template <class T, class V> static inline V exponential(V x) {
+    typedef typename Float<T>::integers N;
+    x = clip(x, V{} - T(Float<T>::largest_exponent), V{} + T(Float<T>::largest_exponent));
+    V halves = x * T(1.4426950408889634074);
+    N n = __builtin_convertvector(halves + (halves < 0 ? V{} - T(0.5) : V{} + T(0.5)), N);
+    V whole = __builtin_convertvector(n, V);
+    V r = x - whole * T(0.693359375) + whole * T(2.12194440054690583e-4);  // ln 2 in two parts
+    V sum = V{} + 1;
+    for (int k = Float<T>::terms; k > 0; k--) sum = 1 + sum * r * (T(1) / k);
+    return sum * (V)((n + Float<T>::bias) << Float<T>::mantissa);
+}
+
+// The sums of output channels [o, o + OUT) at pixel p; SPLIT partial sums each, or one would wait for the one before.
+template <class T, int OUT, int SPLIT, class V, class F>
+static inline void block(Taps taps, int64_t p, const V *in, int64_t ins, const T *weight, int64_t outs, int64_t o, F store) {
+    V sums[OUT * SPLIT] = {};
+    for (int32_t t = taps.start[p]; t < taps.start[p + 1]; t++) {
+        const V *x = in + taps.source[t] * ins;
+        const T *w = weight + taps.tap[t] * ins * outs + o;
+        for (int64_t c = 0; c < ins; c += SPLIT)
+#pragma GCC unroll 8
+            for (int s = 0; s < SPLIT; s++)
+#pragma GCC unroll 16
+                for (int j = 0; j < OUT; j++) sums[s * OUT + j] += x[c + s] * w[(c + s) * outs + j];
+    }
+    for (int j = 0; j < OUT; j++) {
+        for (int s = 1; s < SPLIT; s++) sums[j] += sums[s * OUT + j];
+        store(p, o + j, sums[j]);
+    }
+}
+
+// store(pixel, channel, sum) for all `outs` channels of all `pixels`.
+template <class T, class V, class F>
+static inline void gather(Taps taps, int64_t pixels, const V *in, int64_t ins, const T *weight, int64_t outs, F store) {
+    int64_t o = 0;
+    for (; o + BLOCK <= outs; o += BLOCK)
+        for (int64_t p = 0; p < pixels; p++) block<T, BLOCK, 1>(taps, p, in, ins, weight, outs, o, store);
+    for (; o < outs; o++)
+        for (int64_t p = 0; p < pixels; p++)
+            ins % 8 ? block<T, 1, 1>(taps, p, in, ins, weight, outs, o, store)
+                    : block<T, 1, 8>(taps, p, in, ins, weight, outs, o, store);
+}
+
+template <class T> static void sgld(const Work<T> &work) {
+    typedef typename Float<T>::vector V;
+    constexpr int64_t LANES = BYTES / sizeof(T);
+    const int64_t size = work.pixels * work.channels, last = work.layers - 1;
+    const V low = V{} + T(work.low), high = V{} + T(work.high), bound = V{} + T(work.grad_clamp), one = V{} + 1;
+    V *const x = (V *)work.workspace;
+
+    for (int64_t first = 0; first < work.chains; first += LANES) {
+        const int64_t lanes = work.chains - first < LANES ? work.chains - first : LANES;
+        // visit(value of x, index of its first chain's in [chains][channels][pixels])
+        auto each = [&](auto visit) {
+            for (int64_t p = 0; p < work.pixels; p++)
+                for (int64_t c = 0; c < work.channels; c++)
+                    visit(x[p * work.channels + c], first * size + c * work.pixels + p);
+        };
+        memset(x, 0, size * sizeof(V));
+        each([&](V &value, int64_t at) {
+            for (int64_t l = 0; l < lanes; l++) value[l] = work.x[at + l * size];
+        });
+        for (int64_t k = 0; k < work.steps; k++) {
+            const T *noise = work.noise + k * work.stride, step_size = work.step_sizes[k];
+            each([&](V &value, int64_t at) {
+                V draw = {};
+                for (int64_t l = 0; l < lanes; l++) draw[l] = noise[at + l * size];
+                value = clip(value + draw, low, high);
+            });
+
+            V *in = x, *next = x + size;
+            int64_t ins = work.channels;
+            for (int64_t i = 0; i < last; i++) {  // the energy's value is not needed, so the last layer is left out
+                const Layer<T> &layer = work.layer[i];
+                V *out = next, *slope = out + layer.pixels * layer.channels;
+                next = slope + layer.pixels * layer.channels;
+                gather(layer.forward, layer.pixels, in, ins, layer.weight, layer.channels,
+                       [&](int64_t p, int64_t c, V sum) {
+                           const int64_t at = p * layer.channels + c;
+                           sum += layer.bias[c];
+                           V s = layer.silu ? 1 / (1 + exponential<T>(-sum)) : one;
+                           out[at] = sum * s;
+                           slope[at] = layer.silu ? s + sum * s * (1 - s) : one;
+                       });
+                in = out;
+                ins = layer.channels;
+            }
+
+            const V *gradient = &one;  // of the energy by itself
+            for (int64_t i = last; i > 0; i--) {
+                const Layer<T> &layer = work.layer[i], &before = work.layer[i - 1];
+                V *slope = next - before.pixels * before.channels, *out = slope - before.pixels * before.channels;
+                next = out;
+                gather(layer.backward, before.pixels, gradient, layer.channels, layer.transposed, before.channels,
+                       [&](int64_t p, int64_t c, V sum) {
+                           const int64_t at = p * before.channels + c;
+                           out[at] = sum * slope[at];
+                       });
+                gradient = out;
+            }
+            gather(work.layer[0].backward, work.pixels, gradient, work.layer[0].channels, work.layer[0].transposed,
+                   work.channels, [&](int64_t p, int64_t c, V sum) {
+                       V &value = x[p * work.channels + c];
+                       value = clip(value - step_size * clip(sum, -bound, bound), low, high);
+                   });
+        }
+        each([&](V &value, int64_t at) {
+            for (int64_t l = 0; l < lanes; l++) work.x[at + l * size] = value[l];
+        });
+    }
+}
+
+extern "C" {
+int64_t vector_bytes() { return BYTES; }
+void sgld_float32(const Work<float> *work) { sgld(*work); }
+void sgld_float64(const Work<double> *work) { sgld(*work); }
+}
