@@ -132,26 +132,20 @@ def sweep(folder: Path, objective: str) -> int:
             cells = [*map(given[run].get, keys), job["objective"], *map(numbers[run].get, logged), job["error"]]
             writer.writerow([run.name, *cells])
 
+    settings = {run: [_short(given[run].get(key, "—")) for key in swept] for run in jobs}
     shown = [key for key in dict.fromkeys((objective, "val/cd", "train/cd", "chain/saturation")) if key in logged]
-    rows = []
+    rows, tiles = [], {}
     for run, job in jobs.items():
         values = [f"{numbers[run][key]:.4f}" if key in numbers[run] else "—" for key in shown]
-        rows.append([run.name, *(given[run].get(key, "—") for key in swept), *values, job["error"] or "ok"])
-    labels = {run: "\n".join([run.name, *(f"{key}={given[run].get(key, '—')}" for key in swept)]) for run in jobs}
-    tiles = {}
-    for run, job in jobs.items():
-        files = sorted(run.glob("samples/generation_*.png")) + sorted(run.glob("samples/points_*.png"))
-        tiles[labels[run]] = (files[-1] if files else None, job["error"])
+        rows.append([run.name, *settings[run], *values, job["error"] or "ok"])
+        label = "\n".join([f"job {run.name}", *(f"{key}={x}" for key, x in zip(swept, settings[run], strict=True))])
+        files = [*sorted(run.glob("samples/points_*.png")), *sorted(run.glob("samples/generation_*.png"))]
+        tiles[label] = (files[-1] if files else None, job["error"])
     figures.contact_sheet(folder / "samples.png", tiles)
     pictures = {"samples.png": "The last samples of every job; a red title: it failed."}
     if swept:
-        lines = [
-            [
-                *(given[run].get(key, "—") for key in swept),
-                "nan" if job["objective"] is None else f"{job['objective']:.4g}",
-            ]
-            for run, job in jobs.items()
-        ]
+        results = {run: "nan" if job["objective"] is None else f"{job['objective']:.4g}" for run, job in jobs.items()}
+        lines = [[*settings[run], results[run]] for run in jobs]
         figures.parallel_coordinates(folder / "coordinates.png", [*swept, objective], lines)
         pictures = {"coordinates.png": f"Every job's overrides and its {objective}; grey: it failed."} | pictures
     failed = sum(job["error"] is not None for job in jobs.values())
@@ -160,3 +154,11 @@ def sweep(folder: Path, objective: str) -> int:
     write(folder / "summary.html", f"Sweep {folder.name}", [section], {}, {})
     print(f"{section.text()}\ntable        {folder / 'summary.csv'}\nreport       {folder / 'summary.html'}")
     return failed
+
+
+def _short(value: str) -> str:
+    """0.0203 of 0.020304864388351435."""
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value

@@ -5,16 +5,21 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import wandb
 
 from ebm import check
 from ebm.metrics import Array
 
-# What the run table shows of each number besides the last: the panels are grouped by what stands before the slash.
-SUMMARIES = {"val/*": "min,max,last", "chain/*": "min,max,last", "noise/*": "min,max,last", "train/cd": "min,max,last"}
+# What the run table shows of a number beside its last value. Names, no globs: of two that match W&B takes any.
+SUMMARIES = {
+    **dict.fromkeys(("val/cd", "frechet", "chain/split_rhat"), "min,last"),
+    **dict.fromkeys(("chain/ess", "chain/saturation", "chain/clamp_share", "train/grad_norm"), "max,last"),
+    **dict.fromkeys(("train/cd", "chain/short_long_gap"), "min,max,last"),
+}
 
 
 def last_values(run_dir: Path) -> dict[str, float]:
@@ -119,8 +124,8 @@ class Tracker:
             self.run.define_metric("*", step_metric="step")
             for key, summary in SUMMARIES.items():
                 self.run.define_metric(key, step_metric="step", summary=summary)
-        self.file = open(run_dir / "metrics.jsonl" if writes else os.devnull, "ab")  # noqa: SIM115 — closed in __exit__
-        if state and writes:
+        self.file: IO[bytes] = open(run_dir / "metrics.jsonl", "ab") if writes else TemporaryFile()  # noqa: SIM115 — see __exit__
+        if state:
             self.file.truncate(min(state["bytes"], self.file.tell()))
 
     def log(self, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
