@@ -2,6 +2,7 @@
 Go on with a run that was stopped or killed, bit for bit:  python train.py resume=RUN_DIR [train.epochs=100]
 Many runs:  python train.py -m key=a,b …        One run on many devices:  torchrun --nproc-per-node=2 train.py …"""
 
+import atexit
 import json
 import math
 import os
@@ -502,29 +503,28 @@ def job_of_sweep(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], numbe
     job is, and one that is complete is done.
     """
     file = run_dir / "job.json"
-    before: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"overrides": list(overrides)}
+    before: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     job: dict[str, Any] = {"number": number, "overrides": list(overrides), "objective": None, "error": "it was cut off"}
+    with one_line_errors():
+        if before.get("overrides", job["overrides"]) != job["overrides"]:
+            raise ValueError(f"{run_dir} holds another job already (job.json says which): set another hydra.sweep.dir")
+    if before.get("objective") is not None:
+        return before["objective"]
+    file.write_text(json.dumps(job))
     try:
-        if before["overrides"] != job["overrides"]:
-            raise ValueError(f"{run_dir} holds another job, {' '.join(before['overrides'])}: set hydra.sweep.dir")
-        if before.get("objective") is not None:
-            return before["objective"]
-        file.write_text(json.dumps(job))
         if (run_dir / "checkpoints/last.pt").is_file():
             cfg.resume = str(run_dir)
         else:
             cfg.wandb.group = cfg.wandb.group or "/".join(run_dir.parts[-3:-1])  # DATE/TIME
             cfg.wandb.name = cfg.wandb.name or " ".join(overrides)
-        value = start(cfg, run_dir, () if cfg.resume == str(run_dir) else overrides)
-        checkpoint.write_whole(file, json.dumps(job | {"objective": value, "error": None}).encode())
-        return value
+        job["objective"] = start(cfg, run_dir, () if cfg.resume == str(run_dir) else overrides)
+        job["error"] = None
     except Exception as error:  # whatever a job can die of
-        reason = " ".join(str(cause_of(error)).split()) or type(error).__name__
-        job |= {"error": reason, "traceback": traceback.format_exc()}
-        if before["overrides"] == job["overrides"]:
-            checkpoint.write_whole(file, json.dumps(job).encode())
-        print(f"error: job {number}: {reason} ({file} has the traceback)", file=sys.stderr)
-        return None
+        job["error"] = " ".join(str(cause_of(error)).split()) or type(error).__name__
+        job["traceback"] = traceback.format_exc()
+        print(f"error: job {number}: {job['error']} ({file} has the traceback)", file=sys.stderr)
+    checkpoint.write_whole(file, json.dumps(job).encode())
+    return job["objective"]
 
 
 class Sweep(Callback):
@@ -537,10 +537,13 @@ class Sweep(Callback):
                     "-m under torchrun would run the whole sweep once a rank: start torchrun once a job, or leave it "
                     "out and sweep with one device a job"
                 )
+        # Also where the launcher or the sweeper itself ends with an error, as Optuna's without a single whole trial:
+        atexit.register(report.sweep, Path(config.hydra.sweep.dir), config.objective)
         paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)  # for jobs in other processes
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        atexit.unregister(report.sweep)
         with one_line_errors():
             failed = report.sweep(Path(config.hydra.sweep.dir), config.objective)
         if failed:

@@ -120,6 +120,8 @@ def sweep(folder: Path, objective: str) -> int:
     failed), samples.png, coordinates.png and summary.html with both; the table on the screen. How many jobs failed."""
     jobs = {file.parent: json.loads(file.read_text()) for file in folder.rglob("job.json")}
     jobs = dict(sorted(jobs.items(), key=lambda item: item[1]["number"]))
+    if not jobs:
+        return 0
     given = {run: dict(override.split("=", 1) for override in job["overrides"]) for run, job in jobs.items()}
     keys = list(dict.fromkeys(key for values in given.values() for key in values))
     swept = [key for key in keys if len({values.get(key) for values in given.values()}) > 1]
