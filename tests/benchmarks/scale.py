@@ -93,7 +93,7 @@ if len(sys.argv) > 1:
 with Ranks() as ranks:
     if ranks.first:
         print(f"{ranks.size} ranks, {torch.get_num_threads()} threads each, {os.cpu_count()} cores")
-        print("| network | image | K | batch | MFLOP an image forward | ms a step | µs an image and SGLD step | GFLOP/s |"
+        print("| network | image | K | batch | MFLOP forward | ms a step | µs an image and SGLD step | GFLOP/s |"
               " GiB by the formula | peak so far |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for kind, shape, k, batch in MEASURED:
         energy = kind(shape).to(memory_format=torch.channels_last)
