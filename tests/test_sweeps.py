@@ -15,6 +15,7 @@ import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 from test_resume import SMALL, go, images  # noqa: F401
 
 import train
@@ -73,19 +74,19 @@ def assert_two_jobs(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, images) -> tuple[Path, int]:  # noqa: F811
     folder = tmp_path_factory.mktemp("sweep")
-    return folder, sweep(folder, images, "sampler.step_size=1,30", "optimizer.lr=1e-3,10", "guard.warmup_steps=0",
-                         "guard.action=stop", "guard.patience=1", "wandb.checkpoint=true")  # fmt: skip
+    return folder, sweep(folder, images, "optimizer.lr=1e-3,10,2e-3", "guard.warmup_steps=0", "guard.action=stop",
+                         "guard.patience=1", "wandb.checkpoint=true")  # fmt: skip
 
 
 def test_a_sweep_and_its_summary(swept):
     folder, code = swept
     jobs = summary(folder)
-    assert code == 1 and [bool(job["error"]) for job in jobs] == [False, True, False, True]
+    assert code == 1 and [bool(job["error"]) for job in jobs] == [False, True, False]
     assert "diverged at step 5" in jobs[1]["error"] and jobs[1]["objective"] == ""
-    assert jobs[2]["sampler.step_size"] == "30" and jobs[2]["optimizer.lr"] == "0.001"
+    assert jobs[2]["optimizer.lr"] == "0.002" and jobs[2]["data.image_size"] == "8"
     assert float(jobs[2]["objective"]) == tracking.objective(folder / "2", "val/cd")
     page = (folder / "summary.html").read_text()
-    assert page.count("data:image/png;base64") == 2 and "diverged" in page and "4 jobs, 2 failed" in page
+    assert page.count("data:image/png;base64") == 2 and "diverged" in page and "3 jobs, 1 failed" in page
     assert "Traceback" in json.loads((folder / "1/job.json").read_text())["traceback"]
 
 
@@ -94,9 +95,9 @@ def test_each_job_is_a_run_of_its_own_in_wandb(swept):
     runs = [wandb_records(folder / job, "run")[0] for job in "02"]
     assert runs[0]["run_id"] != runs[1]["run_id"]
     assert {run["run_group"] for run in runs} == {"/".join(folder.parts[-2:])}
-    for run, step_size in zip(runs, (1, 30), strict=True):
-        assert run["config"]["update"]["sampler"]["step_size"] == step_size and run["job_type"] == "train"
-        assert f"sampler.step_size={step_size}" in run["display_name"] and run["project"] == "plain-ebm"
+    for run, lr in zip(runs, (0.001, 0.002), strict=True):
+        assert run["config"]["update"]["optimizer"]["lr"] == lr and run["job_type"] == "train"
+        assert f"optimizer.lr={lr}" in run["display_name"] and run["project"] == "plain-ebm"
     metrics = {metric.get("name"): metric.get("summary") for metric in wandb_records(folder / "0", "metric")}
     assert metrics["val/cd"] == {"min": True, "last": True} and metrics["chain/ess"] == {"max": True, "last": True}
     numbers = {key: value for item in wandb_records(folder / "0", "summary") for key, value in item["update"].items()}
@@ -126,8 +127,10 @@ def test_started_again_a_sweep_does_what_is_left(swept, tmp_path, images):  # no
 
 def test_objectives(tmp_path, images, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(features, "cached_classifier", lambda data, **_: (features.Classifier(data.shape, 2), {}))
-    small = ["data=mnist5k", "energy.hidden=2", "buffer.capacity=48", "train.max_steps=1", "wandb.mode=disabled"]
-    small += ["train.batch_size=16", "train.sample_steps=2", "sampler.steps=1"]
+    for i in range(200):
+        (tmp_path / f"classes/{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((8, 8), 99).save(tmp_path / f"classes/{i % 2}/{i}.png")
+    small = [*SMALL, f"data.root={tmp_path}/classes", "data.test_fraction=0.5", "train.max_steps=1"]
     for name in ("frechet", "train/loss"):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose("train", [*small, f"objective={name}"])
@@ -141,16 +144,13 @@ def test_objectives(tmp_path, images, monkeypatch, capsys):  # noqa: F811
 
 
 def test_joblib_runs_jobs_side_by_side(tmp_path, images):  # noqa: F811
+    joblib = pytest.importorskip("joblib")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     overrides = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sampler.step_size=1,30", "wandb.mode=disabled"]
     assert sweep(tmp_path, images, *overrides) == 0
     assert_two_jobs(tmp_path)
-
-
-def test_joblib_shares_the_cores_out():
-    joblib = pytest.importorskip("joblib")
-    threads = joblib.Parallel(n_jobs=2, backend="loky")(joblib.delayed(torch.get_num_threads)() for _ in range(2))
-    assert threads == [max(joblib.cpu_count() // 2, 1)] * 2
+    again = joblib.Parallel(n_jobs=2, backend="loky", max_nbytes=None)  # the same workers: how many threads they have
+    assert again(joblib.delayed(torch.get_num_threads)() for _ in range(2)) == [max(joblib.cpu_count() // 2, 1)] * 2
 
 
 def test_optuna_tolerates_failures_and_goes_on_from_its_storage(tmp_path, images):  # noqa: F811
