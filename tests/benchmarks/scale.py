@@ -102,7 +102,7 @@ with Ranks() as ranks:
         rate = (2 * k + 6) * flops * batch / seconds
         name = f"{kind.func.__name__.removesuffix('Energy')} {next(iter(kind.keywords.values()))}"
         if ranks.first:
-            memory = gibibytes(energy, shape, batch // ranks.size, 0)
+            memory = gibibytes(energy, shape, batch // ranks.size, 8192 // ranks.size)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # torch itself: 0.4
             print(f"| {name} | {'×'.join(map(str, shape))} | {k} | {batch} | {flops / 1e6:.1f} | {1000 * seconds:.0f} "
                   f"| {1e6 * seconds / batch / (k + 3):.1f} | {rate / 1e9:.0f} | {memory:.2f} "
