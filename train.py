@@ -1,35 +1,45 @@
 """Train an energy-based model by contrastive divergence:  python train.py [experiment=tutorial] [key=value …]
-Go on with a run that was stopped or killed, bit for bit:  python train.py resume=RUN_DIR [train.epochs=100]"""
+Go on with a run that was stopped or killed, bit for bit:  python train.py resume=RUN_DIR [train.epochs=100]
+Many runs:  python train.py -m key=a,b …        One run on many devices:  torchrun --nproc-per-node=2 train.py …"""
 
+import atexit
+import json
 import math
+import os
 import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ebm import check, checkpoint, figures, metrics, telemetry
+from ebm import check, checkpoint, features, figures, metrics, report, telemetry, tracking
 from ebm.buffer import ReplayBuffer
-from ebm.cli import Signals, one_line_errors, pick_device
+from ebm.cli import Signals, cause_of, one_line_errors, pick_device
 from ebm.data import Batches, Dataset
 from ebm.guard import Guard
-from ebm.sampler import SGLD, uniform_noise
+from ebm.ranks import Ranks, dealt, merged
+from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
 from ebm.tracking import Tracker
 
 # What may differ when a run is resumed; anything else would make it another run.
 MAY_CHANGE = re.compile(
-    r"device|data\.root|sampler\.(threads|backend)|(guard|wandb)\..*|train\.(?!batch_size|grad_norm_clip).*"
+    r"device|objective|rank_timeout_minutes|data\.root|sampler\.(threads|backend)|(guard|wandb)\..*"
+    r"|train\.(?!batch_size|grad_norm_clip).*"
 )
 
 
@@ -54,6 +64,8 @@ class Loop:
 def check_numbers(cfg: DictConfig) -> None:
     """ValueError for a number of the loop that is out of range, naming its key."""
     check.number("seed", cfg.seed, 0, 2**63 - 2, integer=True)
+    if cfg.objective != "frechet" and str(cfg.objective).partition("/")[0] not in ("train", "val", "chain", "noise"):
+        raise ValueError(f"objective must be frechet or the name of a logged number, as val/cd, got {cfg.objective!r}")
     if cfg.train.epochs is cfg.train.max_steps is cfg.train.max_minutes is None:
         raise ValueError("one of train.epochs, train.max_steps and train.max_minutes must be set, got none")
     for key in ("epochs", "max_steps", "save_every_steps"):
@@ -76,12 +88,13 @@ def build_energy(cfg: DictConfig, dataset: Dataset) -> tuple[nn.Module, dict[str
         return instantiate(config, _convert_="all"), config
 
 
-def read_back(loop: Loop, chains: Mapping[str, Tensor], batch_size: int) -> dict[str, float]:
-    """The means of the logs since the last read-back and statistics of the chains, in one transfer from the device."""
+def read_back(loop: Loop, chains: Mapping[str, Tensor], batch_size: int, ranks: Ranks) -> dict[str, float]:
+    """The means of the logs since the last read-back and statistics of the chains, over all ranks, in one transfer
+    from the device. `batch_size` is a rank's."""
     count = loop.step - loop.steps_logged
     means = {f"train/{name}": total / count for name, total in loop.sums.items()}
     means |= {f"chain/{name}": value for name, value in chains.items()}
-    values = torch.stack([value.float() for value in means.values()]).tolist()
+    values = ranks.mean(torch.stack([value.float() for value in means.values()])).tolist()
     numbers = dict(zip(means, values, strict=True))
     fresh, score, reached = (numbers.pop(f"train/fresh{what}") for what in ("", "_score", "_reached"))  # a step
     if 0 < fresh < batch_size:
@@ -112,9 +125,10 @@ def draw_samples(
     real: Tensor,
     steps: int,
     seed: int,
-) -> tuple[dict[str, Path], dict[str, float]]:
+) -> tuple[dict[str, Path], dict[str, float], dict[str, metrics.Array]]:
     """PNG files: 8 chains from noise, each a strip of 8 snapshots; 32 random chains of the buffer; histograms of
-    scores and ages. And numbers: how well the long chains mix, and how far short ones fall behind them."""
+    scores and ages. Numbers: how well the long chains mix, and how far short ones fall behind them. And the scores
+    of chains in the buffer and of real images."""
     device = buffer.chains.device
     generator = torch.Generator(device).manual_seed(seed)  # the same start each time, to compare over training
     noise = uniform_noise((8, *buffer.chains.shape[1:]), generator)
@@ -152,25 +166,40 @@ def draw_samples(
     if len(along) >= 16 and bool((along.std(axis=0) > 0).all()):
         numbers["chain/ess"] = metrics.effective_sample_size(along.T)
         numbers["chain/split_rhat"] = metrics.split_rhat(along.T)
-    return files, numbers
+    return files, numbers, scores
 
 
-def restore(parts: Mapping[str, Any], generator: torch.Generator, state: dict[str, Any], source: Path) -> None:
+def frechet(energy: nn.Module, sampler: SGLD, dataset: Dataset, cfg: DictConfig, device: torch.device) -> float:
+    """The distance of 256 samples, train.sample_steps steps from noise, to the test images, in the features of the data
+    set's classifier: what evaluate.py calls frechet/classifier-n256/STEPS."""
+    count, steps = min(256, len(dataset.test)), cfg.train.sample_steps
+    start = uniform_noise((count, *dataset.shape), chain_generators(cfg.seed + 1, count))
+    generators = chain_generators(cfg.seed, count, device)
+    x = trace_in_batches(sampler, energy, start, generators, cfg.train.eval_batch_size, steps, steps)[-1]
+    classifier, _ = features.cached_classifier(dataset, device=device)
+    return metrics.frechet(*(features.features_of(classifier, images, device=device) for images in (dataset.test, x)))
+
+
+def restore(
+    parts: Mapping[str, Any], generator: torch.Generator, state: dict[str, Any], source: Path, ranks: Ranks
+) -> None:
     """Give the parts and the generator their states back. Raises CheckpointError where one does not fit."""
     try:
+        state = dealt(state, ranks, parts["buffer"].capacity, generator)
         for name, part in parts.items():
             part.load_state_dict(state[name])
+        parts["batches"].generator.set_state(state["order_generator"])  # alone, the one generator
         generator.set_state(state["generator"])
         for parameter, moments in parts["optimizer"].state.items():
             for key, value in moments.items():
                 if (value.numel() > 1 and value.shape != parameter.shape) or not bool(torch.isfinite(value).all()):
                     raise ValueError(f"the optimizer's {key} is not finite or of another shape than its weights")
         parts["loop"].sums = {name: value.to(generator.device) for name, value in parts["loop"].sums.items()}
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise checkpoint.CheckpointError(f"{source}: its checkpoint does not fit this run: {error!r}") from error
 
 
-def roll_back(run_dir: Path, parts: Mapping[str, Any], generator: torch.Generator, seed: int) -> None:
+def roll_back(run_dir: Path, parts: Mapping[str, Any], generator: torch.Generator, seed: int, ranks: Ranks) -> None:
     """Back to the last checkpoint that was healthy when it was taken, weights, optimizer and chains, with another
     seed. If the rollback before did not get beyond this step, to one before the checkpoint that it went back to."""
     guard, loop = parts["guard"], parts["loop"]
@@ -178,38 +207,45 @@ def roll_back(run_dir: Path, parts: Mapping[str, Any], generator: torch.Generato
     earlier = [file for file in files if checkpoint.step_of(file) < guard.before(loop.step)] or files[:1]
     state = checkpoint.newest_whole(reversed(earlier), run_dir)
     diverged, seconds = loop.step, loop.seconds
-    restore({name: part for name, part in parts.items() if name != "guard"}, generator, state, run_dir)
+    restore({name: part for name, part in parts.items() if name != "guard"}, generator, state, run_dir, ranks)
     loop.seconds_logged += seconds - loop.seconds  # the time is spent: only the steps come back
     loop.seconds = seconds
     guard.rolled_back(diverged, loop.step)
     generator.manual_seed((seed + 1_000_003 * len(guard.rollbacks)) % 2**63)
-    for file in files:
+    for file in files if ranks.first else []:
         if checkpoint.step_of(file) > loop.step:
             file.unlink()
 
 
-def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -> int:
+def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | None = None) -> int:
     """Build the parts, run the loop, leave config.yaml, metrics.jsonl, checkpoints/ and samples/ in `run_dir`.
 
-    With the `state` of a checkpoint, go on from there. Returns the signal that stopped it, 0 for none.
+    With the `state` of a checkpoint, go on from there. Returns the signal that stopped it, 0 for none. Each of the
+    `ranks` has its share of each batch and of the chains; the first one alone writes.
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_numbers(cfg)
-    device = pick_device(cfg.device)
+    device = ranks.device(pick_device(cfg.device))
     sampler: SGLD = instantiate(cfg.sampler, _convert_="all")
     loss_function = instantiate(cfg.loss, _convert_="all")
     scheduler = instantiate(cfg.scheduler)
     guard: Guard = instantiate(cfg.guard)
-    dataset: Dataset = instantiate(cfg.data)
+    dataset: Dataset = ranks.in_turn(lambda: instantiate(cfg.data))
+    if cfg.objective == "frechet" and (dataset.train_labels is None or len(dataset.shape) != 3):
+        raise ValueError("objective=frechet needs images with labels, for its features come from their classifier")
     energy, energy_config = build_energy(cfg, dataset)
     energy.to(memory_format=torch.channels_last).to(device)  # faster convolutions
+    averaged = ranks.wrap(energy)
     optimizer: torch.optim.Optimizer = instantiate(cfg.optimizer, _partial_=True)(energy.parameters())
-    generator = torch.Generator(device).manual_seed(cfg.seed)
-    batches = Batches(dataset.train, cfg.train.batch_size, generator)
+    seed, batch_size = ranks.seed(cfg.seed), ranks.share("train.batch_size", cfg.train.batch_size)
+    generator = torch.Generator(device).manual_seed(seed)
+    shared = generator if ranks.size == 1 else torch.Generator(device).manual_seed(cfg.seed)  # the data's order
+    batches = Batches(dataset.train, cfg.train.batch_size, shared, ranks.rank, ranks.size)
+    own = {} if ranks.size == 1 else {k: ranks.share(f"buffer.{k}", cfg.buffer[k]) for k in ("capacity", "initial")}
     buffer: ReplayBuffer = instantiate(cfg.buffer, _partial_=True)(
-        dataset.shape, generator, class_means=dataset.class_means
+        dataset.shape, generator, class_means=dataset.class_means, **own
     )
-    buffer.check_count(cfg.train.batch_size)
+    buffer.check_count(batch_size)
 
     noise_generator = torch.Generator().manual_seed(cfg.seed + 1)  # the same noise at every validation
     val_noise = uniform_noise((len(dataset.test), *dataset.shape), noise_generator)
@@ -231,7 +267,7 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
         "loop": loop,
     }
     if state:
-        restore(parts, generator, state, run_dir)
+        restore(parts, generator, state, run_dir, ranks)
         if max(loop.step / max_steps, loop.seconds / max_seconds) >= 1:
             raise ValueError(f"resume={run_dir} is complete at step {loop.step}: set train.epochs, max_steps or "
                              "max_minutes to more to go on longer")  # fmt: skip
@@ -242,13 +278,18 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
 
     with (
         Signals() as signals,
-        Tracker(run_dir, config, **config["wandb"], state=state and state["tracker"]) as tracker,
+        Tracker(run_dir, config, **config["wandb"], state=state and state["tracker"], writes=ranks.first) as tracker,
         tqdm(
-            total=None if max_steps == math.inf else max_steps, initial=loop.step, unit="step", dynamic_ncols=True
+            total=None if max_steps == math.inf else max_steps, initial=loop.step, unit="step", dynamic_ncols=True,
+            disable=not ranks.first,
         ) as bar,
-    ):
-        checkpoint.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+    ):  # fmt: skip
+        if ranks.first:
+            checkpoint.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
         while True:
+            stop, save, loop.seconds, waited = ranks.most(  # what is each rank's own; all else they find alike
+                signals.stop, signals.save, loop.seconds, time.monotonic() - saved_at
+            )
             step = loop.step
             epoch, position = divmod(step, batches.steps_per_epoch)
             progress = max(step / max_steps, loop.seconds / max_seconds)
@@ -258,20 +299,19 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
             reads = due and (step % cfg.train.log_every == 0 or done)
             validates = done or (epoch_ends and epoch % cfg.train.validate_every_epochs == 0)
             samples = done or (epoch_ends and epoch % cfg.train.sample_every_epochs == 0)
-            stop = signals.stop
             saves = (
                 validates
                 or save_now
-                or signals.save
+                or save > 0
                 or stop > 0
                 or (due and step % save_every_steps == 0)
-                or time.monotonic() - saved_at >= save_every_seconds
+                or waited >= save_every_seconds
             )
             trouble, is_best = None, False
 
             if reads:
                 state_of_chains = telemetry.chain_statistics(sampler, energy, buffer, x_data, x_model)
-                numbers = read_back(loop, state_of_chains, cfg.train.batch_size)
+                numbers = read_back(loop, state_of_chains, batch_size, ranks)
                 rate = (step - loop.steps_logged) / (loop.seconds - loop.seconds_logged)
                 numbers["train/lr"] = optimizer.param_groups[0]["lr"]
                 numbers["train/images_per_s"] = rate * cfg.train.batch_size
@@ -290,12 +330,13 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
 
             if trouble is None and (validates or samples or saves):
                 trouble = guard.check_finite(energy, buffer.chains[: buffer.size])
+                if ranks.most(trouble is not None)[0]:
+                    trouble = trouble or "not_finite: a chain of another rank is not finite"
 
             halts = trouble is not None and guard.decide(trouble) != "warn"
             if validates and not halts:
-                numbers = validate(
-                    energy, dataset.test, val_noise, noise_1024, batch_size=cfg.train.eval_batch_size, device=device
-                )
+                how = {"batch_size": cfg.train.eval_batch_size, "device": device}
+                numbers = ranks.from_first(partial(validate, energy, dataset.test, val_noise, noise_1024, **how))
                 tracker.log(step, epoch, numbers)
                 trouble = trouble or guard.check(step, numbers)
                 is_best = guard.healthy and numbers["val/cd"] < loop.best
@@ -304,25 +345,27 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
             if trouble:
                 action = guard.decide(trouble)
                 tracker.alert(step, epoch, trouble, action)
-                tqdm.write(f"guard: step {step}: {trouble}: {action}", file=sys.stderr)
+                if ranks.first:
+                    tqdm.write(f"guard: step {step}: {trouble}: {action}", file=sys.stderr)
                 if action == "stop":
                     raise ValueError(
                         f"the training diverged at step {step} ({trouble}), {len(guard.rollbacks)} rollbacks before: "
                         "lower optimizer.lr or raise sampler.steps; the checkpoints step_*.pt and best.pt were healthy"
                     )
                 if action == "rollback":
-                    roll_back(run_dir, parts, generator, cfg.seed)
+                    roll_back(run_dir, parts, generator, seed, ranks)
                     maintained, save_now = loop.step, True
                     bar.n = loop.step
                     continue
 
-            if samples:
-                pictures, numbers = draw_samples(
+            if samples and ranks.first:
+                pictures, numbers, scores = draw_samples(
                     run_dir, step, energy, sampler, buffer, dataset.test, cfg.train.sample_steps, cfg.seed
                 )
                 tracker.log(step, epoch, numbers)
-                for key, file in pictures.items():
-                    tracker.log_picture(step, epoch, key, file)
+                tracker.log_media(step, epoch, pictures, {f"energy/{name}": -value for name, value in scores.items()})
+            if done and cfg.objective == "frechet" and ranks.first:
+                tracker.log(step, epoch, {"frechet": frechet(energy, sampler, dataset, cfg, device)})
 
             if saves:
                 snapshot = {name: part.state_dict() for name, part in parts.items()} | {
@@ -334,7 +377,11 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
                     "step": step,
                     "epoch": epoch,
                 }
-                checkpoint.save_run(run_dir / "checkpoints", snapshot, cfg.train.keep, best=is_best)
+                if ranks.size > 1:
+                    shard = {"buffer": snapshot["buffer"], "generator": snapshot["generator"], "sums": loop.sums}
+                    snapshot |= {"order_generator": shared.get_state()} | merged(ranks.gather(shard))
+                if ranks.first:
+                    checkpoint.save_run(run_dir / "checkpoints", snapshot, cfg.train.keep, best=is_best)
                 save_now = signals.save = False
                 saved_at = time.monotonic()
 
@@ -343,11 +390,11 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
 
             start = time.perf_counter()
             optimizer.param_groups[0]["lr"] = lr * guard.lr_scale * scheduler(epoch, progress)
-            x_data = batches.next()
+            x_data = batches.next()  # this rank's part
             chains, places, ages = buffer.draw(len(x_data), generator)
             x_model = sampler(energy, chains, generator)
             buffer.put(x_model, places, ages + sampler.steps)
-            loss, logs = loss_function(energy, x_data, x_model, generator)
+            loss, logs = loss_function(averaged, x_data, x_model, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             logs["grad_norm"] = nn.utils.clip_grad_norm_(energy.parameters(), cfg.train.grad_norm_clip)
@@ -357,12 +404,16 @@ def train(cfg: DictConfig, run_dir: Path, state: dict[str, Any] | None = None) -
             loop.step += 1
             bar.update()
             loop.seconds += time.perf_counter() - start
+        if done:
+            tracker.end(cfg.objective)
 
     if not done:
-        name = signal.Signals(stop).name
-        print(f"{name}: saved at step {loop.step}; go on with  python train.py resume={run_dir}")
-        return stop
-    print_whereabouts(run_dir, pictures, tracker)
+        if ranks.first:
+            name = signal.Signals(int(stop)).name
+            print(f"{name}: saved at step {loop.step}; go on with  python train.py resume={run_dir}")
+        return int(stop)
+    if ranks.first:
+        print_whereabouts(run_dir, pictures, tracker)
     return 0
 
 
@@ -372,6 +423,7 @@ def print_whereabouts(run_dir: Path, pictures: dict[str, Path], tracker: Tracker
     print(f"checkpoint   {shown}/checkpoints/last.pt")
     if tracker.wandb_dir:
         print(f"W&B run      {tracker.wandb_dir}")
+        print(f"             {tracker.url or f'wandb sync {shown}/wandb/offline-run-*'}")
     print(f"try next     python sample.py checkpoint={shown}")
     print(f"             python evaluate.py checkpoint={shown}")
 
@@ -388,7 +440,7 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path
             f"resume={run_dir}: its checkpoint holds an energy, but no state to go on from"
         )
     given = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    ours = OmegaConf.load(run_dir / "config.yaml")
+    ours = OmegaConf.merge({"objective": given.objective}, OmegaConf.load(run_dir / "config.yaml"))
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if key.partition(".")[0] not in given:
@@ -413,22 +465,98 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in config.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def launch(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = ()) -> None:
-    with one_line_errors():
+def start(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> float:
+    """Train or go on, on all ranks in the first one's directory; the objective. Exits after a signal to stop."""
+    with Ranks(cfg.rank_timeout_minutes) as ranks:
+        hydras, run_dir = run_dir, ranks.from_first(lambda: run_dir)
         try:
-            stopped_by = train(cfg, run_dir) if cfg.resume is None else train(*resumed(cfg, overrides))
+            if hydras != run_dir:
+                remove_if_empty(hydras)
+            state = None
+            if cfg.resume is not None:
+                cfg, run_dir, state = resumed(cfg, overrides)
+            stopped_by = train(cfg, run_dir, ranks, state)
         finally:
-            for folder in (run_dir, *run_dir.parents[:2]):  # runs/DATE/TIME
-                if folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
-                    folder.rmdir()  # nothing came of it: leave no empty directory
+            remove_if_empty(hydras)
+    if stopped_by and stopped_by == getattr(signal, "SIGUSR2", 0):
+        signal.raise_signal(stopped_by)  # the launcher's own handler puts the job back into its queue
     if stopped_by:
         sys.exit(128 + stopped_by)
+    return tracking.objective(run_dir, cfg.objective)
+
+
+def remove_if_empty(run_dir: Path) -> None:
+    for folder in (run_dir, *run_dir.parents[:2]):  # runs/DATE/TIME
+        if folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
+            folder.rmdir()  # nothing came of it: leave no empty directory
+
+
+def launch(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = ()) -> float:
+    with one_line_errors():
+        return start(cfg, run_dir, overrides)
+
+
+def job_of_sweep(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], number: int) -> float | None:
+    """As `launch`, but a failure goes to job.json, for the sweep's summary, and the sweep on; None then.
+
+    A job that was cut off goes on where it was when it is started again in its directory, as a cluster's requeued
+    job is, and one that is complete is done.
+    """
+    file = run_dir / "job.json"
+    before: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    job: dict[str, Any] = {"number": number, "overrides": list(overrides), "objective": None, "error": "it was cut off"}
+    with one_line_errors():
+        if before.get("overrides", job["overrides"]) != job["overrides"]:
+            raise ValueError(f"{run_dir} holds another job already (job.json says which): set another hydra.sweep.dir")
+    if before.get("objective") is not None:
+        return before["objective"]
+    file.write_text(json.dumps(job))
+    try:
+        if (run_dir / "checkpoints/last.pt").is_file():
+            cfg.resume = str(run_dir)
+        else:
+            cfg.wandb.group = cfg.wandb.group or "/".join(run_dir.parts[-3:-1])  # DATE/TIME
+            cfg.wandb.name = cfg.wandb.name or " ".join(overrides)
+        job["objective"] = start(cfg, run_dir, () if cfg.resume == str(run_dir) else overrides)
+        job["error"] = None
+    except Exception as error:  # whatever a job can die of
+        job["error"] = " ".join(str(cause_of(error)).split()) or type(error).__name__
+        job["traceback"] = traceback.format_exc()
+        print(f"error: job {number}: {job['error']} ({file} has the traceback)", file=sys.stderr)
+    checkpoint.write_whole(file, json.dumps(job).encode())
+    return job["objective"]
+
+
+class Sweep(Callback):
+    """Sums a sweep up after its last job; the exit code is 1 where a job failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            with one_line_errors():
+                raise ValueError(
+                    "-m under torchrun would run the whole sweep once a rank: start torchrun once a job, or leave it "
+                    "out and sweep with one device a job"
+                )
+        # Also where the launcher or the sweeper itself ends with an error, as Optuna's without a single whole trial:
+        atexit.register(report.sweep, Path(config.hydra.sweep.dir), config.objective)
+        paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)  # for jobs in other processes
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        atexit.unregister(report.sweep)
+        with one_line_errors():
+            failed = report.sweep(Path(config.hydra.sweep.dir), config.objective)
+        if failed:
+            sys.exit(1)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
-    hydra_config = HydraConfig.get()
-    launch(cfg, Path(hydra_config.runtime.output_dir), hydra_config.overrides.task)
+def main(cfg: DictConfig) -> float | None:
+    job = HydraConfig.get()
+    run_dir, overrides = Path(job.runtime.output_dir), job.overrides.task
+    if job.mode == RunMode.MULTIRUN:
+        return job_of_sweep(cfg, run_dir, overrides, job.job.num)
+    return launch(cfg, run_dir, overrides)
 
 
 if __name__ == "__main__":

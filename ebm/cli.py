@@ -21,14 +21,19 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         missing = type(error).__name__ == "MissingMandatoryValue"  # a key whose value is ??? in the config
-        cause: BaseException = error  # what a constructor raised lies under Hydra's own exception
-        while type(cause).__name__ == "InstantiationException":
-            cause = cause.__cause__ or ValueError(str(cause))
+        cause = cause_of(error)
         if cause is error and not isinstance(error, (ValueError, OSError)) and not missing:
             raise
         line = " ".join(str(cause).split())
         print(f"error: {line} (HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
         sys.exit(2)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What a constructor raised lies under Hydra's own exception."""
+    while type(error).__name__ == "InstantiationException":
+        error = error.__cause__ or ValueError(str(error))
+    return error
 
 
 def pick_device(name: str) -> torch.device:
@@ -57,7 +62,8 @@ def output_folder(out: str | None, checkpoint: str, name: str) -> Path:
 
 class Signals:
     """SIGTERM and SIGINT ask to stop, SIGUSR1 (Slurm's, before a job's time is up) to save; a second request to
-    stop ends the process at once.
+    stop ends the process at once. Where a launcher waits for SIGUSR2 to requeue the job, as submitit does, that one
+    asks to stop, to be raised again afterwards, and SIGTERM, which the launcher ignores, to save.
 
     A context manager. `stop` is the signal's number, 0 for none; `save` is for the reader to reset.
     """
@@ -66,9 +72,10 @@ class Signals:
         self.stop = 0
         self.save = False
         self.before: dict[int, Any] = {}
+        self.stops = {signal.SIGTERM, signal.SIGINT}
 
     def handle(self, number: int, frame: Any) -> None:
-        if number not in (signal.SIGTERM, signal.SIGINT):
+        if number not in self.stops:
             self.save = True
         elif self.stop:
             os._exit(128 + number)
@@ -78,6 +85,9 @@ class Signals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # signals are not for a sweep's worker thread
             names = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+            if hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)):
+                names.append("SIGUSR2")
+                self.stops = {signal.SIGINT, signal.SIGUSR2}
             self.before = {getattr(signal, name): signal.signal(getattr(signal, name), self.handle) for name in names}
         return self
 

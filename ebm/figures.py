@@ -1,5 +1,6 @@
 """Pictures from numbers. Images are (…, C, H, W) in [−1, 1]; every function writes one file."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -222,6 +223,53 @@ def chains(path: Path, steps: Sequence[int], panels: Mapping[str, Mapping[str, N
             axes.set_yscale("symlog", linthresh=0.1)  # as in `scores`
         axes.set(title=title, xlabel="SGLD steps" if title != "autocorrelation" else "lag, SGLD steps")
     axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def contact_sheet(path: Path, tiles: Mapping[str, tuple[Path | None, str | None]], columns: int = 4) -> None:
+    """A picture file a tile under its label, or what went wrong instead; both where there are both."""
+    columns, lines = min(columns, len(tiles)), max(label.count("\n") + 1 for label in tiles)
+    rows = -(-len(tiles) // columns)
+    figure = Figure(figsize=(2.6 * columns, (2.6 + 0.14 * lines) * rows), dpi=200, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (label, (file, error)) in zip(grid, tiles.items(), strict=False):
+        if file:
+            axes.imshow(np.asarray(Image.open(file).convert("RGB")))
+        else:
+            axes.text(0.5, 0.5, textwrap.fill(error or "no samples", 36)[:400], ha="center", va="center", fontsize=6)
+        axes.set_title(label, fontsize=6, color="C3" if error else "0.1")
+    figure.savefig(path)
+
+
+def parallel_coordinates(path: Path, names: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """An axis a name, a line a job of values by name, coloured by the last, grey where that is "nan".
+
+    Positive numbers that span a factor of ten lie on a logarithmic axis; what is no number in the order given.
+    """
+    figure = Figure(figsize=(1.5 + 1.3 * len(names), 3), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    heights = []
+    for i, column in enumerate(zip(*lines, strict=True)):
+        try:
+            y = np.array([float(value) for value in column])
+        except ValueError:
+            y = np.array([float(column.index(value)) for value in column])
+        low, high = np.nanmin(y, initial=np.inf), np.nanmax(y, initial=-np.inf)
+        if low > 0 and high >= 10 * low:
+            y, low, high = np.log(y), np.log(low), np.log(high)
+        heights.append((y - low) / (high - low) if high > low else 0 * y + 0.5)
+        axes.axvline(i, color="0.3", lw=0.8)
+        ticks = {place: text for place, text in zip(heights[i], column, strict=True) if np.isfinite(place)}
+        for place in sorted(ticks)[:: len(ticks) // 12 + 1]:  # as many as can be read
+            axes.text(i + 0.03, place, ticks[place], fontsize=6, va="center")
+    colours = matplotlib.colormaps["viridis"](np.nan_to_num(1 - heights[-1]))
+    for line, colour in zip(np.array(heights).T, colours, strict=True):
+        axes.plot(line, color=colour if np.isfinite(line[-1]) else "0.7", lw=1, zorder=0)
+    axes.set_xticks(range(len(names)), names, fontsize=6)
+    axes.set(yticks=[], xlim=(-0.1, len(names) - 0.6))
+    axes.spines[:].set_visible(False)
     figure.savefig(path)
 
 

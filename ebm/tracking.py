@@ -5,15 +5,41 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import wandb
 
 from ebm import check
+from ebm.metrics import Array
+
+# What the run table shows of a number beside its last value. Names, no globs: of two that match W&B takes any.
+SUMMARIES = {
+    **dict.fromkeys(("val/cd", "frechet", "chain/split_rhat"), "min,last"),
+    **dict.fromkeys(("chain/ess", "chain/saturation", "chain/clamp_share", "train/grad_norm"), "max,last"),
+    **dict.fromkeys(("train/cd", "chain/short_long_gap"), "min,max,last"),
+}
 
 
-def _start(run_dir: Path, config: dict[str, Any], mode: str, tags: Sequence[str] = (), **names: Any) -> Any:
+def last_values(run_dir: Path) -> dict[str, float]:
+    """The last value that metrics.jsonl holds of each number, of a run that may not have got to any."""
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return {key: value for line in lines for key, value in json.loads(line).items() if not isinstance(value, str)}
+
+
+def objective(run_dir: Path, key: str) -> float:
+    """The last value of `key`. Raises ValueError where there is none."""
+    values = last_values(run_dir)
+    if key not in values:
+        raise ValueError(f"objective={key} was never logged; there are {', '.join(values)}")
+    return values[key]
+
+
+def _start(
+    run_dir: Path, config: dict[str, Any], mode: str, tags: Sequence[str] = (), checkpoint: bool = False, **names: Any
+) -> Any:
     """A W&B run with its files in `run_dir`/wandb. Raises ValueError where W&B cannot start."""
     try:
         return wandb.init(
@@ -47,6 +73,7 @@ def log_evaluation(
     for key, value in single.items():
         table.add_data(key, value, *numbers.get(f"{key}/ci95", (None, None)))
     images = {f"eval/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
+    names["job_type"] = names.get("job_type") or "evaluate"
     with _start(folder, config, mode, **names) as run:
         run.log({f"eval/{key}": value for key, value in single.items()} | images | {"eval/table": table})
 
@@ -57,7 +84,9 @@ class Tracker:
 
     mode    online, offline (a run in `run_dir`/wandb, to be synced later) or disabled (no W&B)
     config  the resolved configuration, a plain dict; becomes the W&B run's config
+    checkpoint  at the end best.pt and last.pt become a W&B artifact, `best` and `latest`, where they lie: no copy
     state   of a tracker whose run this one goes on with: what that one has logged since goes from metrics.jsonl
+    writes  False for one that logs nowhere, as of all ranks but the first
 
     Raises ValueError where W&B cannot start.
     """
@@ -73,22 +102,29 @@ class Tracker:
         group: str | None = None,
         tags: Sequence[str] = (),
         notes: str | None = None,
+        job_type: str | None = None,
+        checkpoint: bool = False,
         state: Mapping[str, Any] | None = None,
+        writes: bool = True,
     ) -> None:
         check.choice("wandb.mode", mode, ("online", "offline", "disabled"))
         self.run_dir = run_dir
         self.run = None
+        self.checkpoint = check.choice("wandb.checkpoint", checkpoint, (True, False))
         self.rows = state["rows"] if state else 0  # W&B's own step: what the server has already, it drops
         self.wandb_id = state["wandb_id"] if state else None
-        if mode != "disabled":
+        if mode != "disabled" and writes:
             names: dict[str, Any] = {"project": project, "entity": entity, "name": name, "group": group, "notes": notes}
+            names["job_type"] = job_type or "train"
             names["id"] = self.wandb_id
             names["resume"] = "allow" if self.wandb_id and mode == "online" else None  # offline, the id alone does it
             self.run = _start(run_dir, config, mode, tags, allow_val_change=True, **names)
             self.wandb_id = self.run.id
             self.run.define_metric("step")
             self.run.define_metric("*", step_metric="step")
-        self.file = open(run_dir / "metrics.jsonl", "ab")  # noqa: SIM115 — closed in __exit__
+            for key, summary in SUMMARIES.items():
+                self.run.define_metric(key, step_metric="step", summary=summary)
+        self.file: IO[bytes] = open(run_dir / "metrics.jsonl", "ab") if writes else TemporaryFile()  # noqa: SIM115 — see __exit__
         if state:
             self.file.truncate(min(state["bytes"], self.file.tell()))
 
@@ -107,11 +143,29 @@ class Tracker:
                 title=f"guard: {text.partition(':')[0]}", text=f"step {step}: {text}: {action}", level="WARN"
             )
 
-    def log_picture(self, step: int, epoch: int, key: str, path: Path) -> None:
-        """A PNG file of the run directory under `key`, captioned with the step."""
+    def log_media(self, step: int, epoch: int, pictures: Mapping[str, Path], values: Mapping[str, Array]) -> None:
+        """PNG files of the run directory, captioned with the step, and histograms of values (N,), for W&B alone."""
         if self.run:
-            picture = wandb.Image(str(path), caption=f"step {step}")
-            self._to_wandb({"step": step, "epoch": epoch, key: picture})
+            media: dict[str, Any] = {
+                key: wandb.Image(str(path), caption=f"step {step}") for key, path in pictures.items()
+            }
+            media |= {key: wandb.Histogram(list(value)) for key, value in values.items()}
+            self._to_wandb({"step": step, "epoch": epoch} | media)
+
+    def end(self, key: str) -> None:
+        """Name the final value of `key` the run's objective, for W&B's sweeps, and hand over the checkpoints."""
+        if self.run:
+            self.run.summary["objective"] = last_values(self.run_dir).get(key)
+            if self.checkpoint:
+                files = {self.run_dir / "checkpoints" / f"{name}.pt": name for name in ("best", "last")}
+                same = len({file.stat().st_ino for file in files if file.is_file()}) == 1
+                for file, name in files.items():
+                    if not file.is_file() or (same and name == "best"):
+                        continue
+                    artifact = wandb.Artifact(f"checkpoint-{self.run.id}", type="model", metadata={"file": name})
+                    artifact.add_file(str(file), name="checkpoint.pt", policy="immutable")
+                    aliases = ["best"] * (name == "best" or same) + ["latest"] * (name == "last")
+                    self.run.log_artifact(artifact, aliases=aliases)
 
     def _record(self, record: dict[str, Any]) -> None:
         self.file.write(json.dumps(record).encode() + b"\n")
@@ -127,6 +181,11 @@ class Tracker:
         """What a tracker needs to go on from here; all that was logged is on the disk then."""
         os.fsync(self.file.fileno())
         return {"bytes": self.file.tell(), "rows": self.rows, "wandb_id": self.wandb_id}
+
+    @property
+    def url(self) -> str | None:
+        """Where the run can be looked at, if W&B has it already."""
+        return self.run.url if self.run and not self.run.offline else None
 
     @property
     def wandb_dir(self) -> Path | None:

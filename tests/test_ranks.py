@@ -1,0 +1,192 @@
+"""Two processes that train one model are one training."""
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, run
+from test_resume import SMALL, assert_equal, checkpoint, go, images, processes, records, resume  # noqa: F401
+
+from ebm import ranks
+from ebm.energies import ConvEnergy
+from ebm.losses import ContrastiveDivergence
+
+
+def as_rank(rank: int, size: int, port: int, function, *arguments) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def started(size: int, function, *arguments) -> list:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    children = [processes.Process(target=as_rank, args=(r, size, port, function, *arguments)) for r in range(size)]
+    for child in children:
+        child.start()
+    return children
+
+
+def together(size: int, function, *arguments) -> None:
+    children = started(size, function, *arguments)
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * size
+
+
+def energy_and_batch() -> tuple[ConvEnergy, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        energy = ConvEnergy((1, 8, 8), hidden=4)
+    return energy, torch.rand(16, 1, 8, 8, generator=generator), torch.rand(16, 1, 8, 8, generator=generator)
+
+
+def half_a_step(folder: Path) -> None:
+    with ranks.Ranks() as own:
+        energy, data, model = energy_and_batch()
+        mine = slice(own.rank, None, own.size)
+        averaged = own.wrap(energy)
+        loss, _ = ContrastiveDivergence(noise_std=0)(averaged, data[mine], model[mine], torch.Generator())
+        loss.backward()
+        torch.save({name: p.grad for name, p in energy.named_parameters()}, folder / f"{own.rank}.pt")
+
+
+def test_the_averaged_gradient_is_that_of_the_whole_batch(tmp_path):
+    together(2, half_a_step, tmp_path)
+    energy, data, model = energy_and_batch()
+    loss, _ = ContrastiveDivergence(noise_std=0)(energy, data, model, torch.Generator())
+    loss.backward()
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for name, parameter in energy.named_parameters():
+        assert torch.equal(first[name], second[name])
+        assert torch.allclose(first[name], parameter.grad, rtol=1e-4, atol=1e-7), name
+
+
+def test_two_ranks_train_stop_and_go_on_bit_for_bit(tmp_path, images):  # noqa: F811
+    """29 steps, then 40; and from there on one rank, and that on two again."""
+    more = ["buffer.policy=fifo", "buffer.initial=16"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    together(2, go, whole, *SMALL, images, *more, "train.max_steps=40")
+    together(2, go, parts, *SMALL, images, *more, "train.max_steps=40", "train.save_every_steps=29")
+    os.replace(parts / "checkpoints/step_000029.pt", parts / "checkpoints/last.pt")
+    for file in checkpoint.healthy(parts / "checkpoints"):
+        file.unlink()
+    together(2, resume, parts)
+    one, two = checkpoint.load(whole), checkpoint.load(parts)
+    for part in ("energy", "optimizer", "buffer", "batches", "generator", "order_generator", "guard"):
+        assert_equal(one[part], two[part], part)
+    for a, b in zip(one["shards"], two["shards"], strict=True):
+        assert_equal(a, b)
+    assert not torch.equal(one["shards"][0]["generator"], one["shards"][1]["generator"])
+    assert records(whole) == records(parts)
+    assert len(one["buffer"]["chains"]) == 48 and len(one["shards"]) == 2
+
+    resume(parts, "train.max_steps=45")
+    assert "shards" not in checkpoint.load(parts) and len(checkpoint.load(parts)["buffer"]["chains"]) == 48
+    together(2, resume, parts, "train.max_steps=50")
+    steps = [line["step"] for line in records(parts) if "train/loss" in line]
+    assert steps == [7, 14, 21, 28, 35, 40, 42, 45, 49, 50] and len(checkpoint.load(parts)["shards"]) == 2
+
+
+class Rank(ranks.Ranks):
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+def test_chains_are_dealt_anew_none_lost_the_oldest_first():
+    """A fifo of two full shards of 6, each written round to its place 2, and dealt to three ranks."""
+    written = [torch.tensor([4, 5, 0, 1, 2, 3]) * 2, torch.tensor([4, 5, 0, 1, 2, 3]) * 2 + 1]  # when
+    generator = torch.Generator().manual_seed(1)
+    shards = [
+        {"buffer": {"chains": when.float(), "ages": when, "front": 2}, "generator": generator.get_state(), "sums": {}}
+        for when in written
+    ]
+    state = {"step": 9, "loop": {"sums": {}}} | ranks.merged(shards)
+    for rank in (0, 1):
+        mine = ranks.dealt(state, Rank(rank, 2), 6, generator)["buffer"]
+        assert torch.equal(mine["ages"], written[rank]) and mine["front"] == 2
+    dealt = [ranks.dealt(state, Rank(rank, 3), 4, generator) for rank in range(3)]
+    assert [part["buffer"]["ages"].tolist() for part in dealt] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    assert all(part["buffer"]["front"] == 0 for part in dealt)
+    alone = ranks.dealt(state, Rank(0, 1), 12, generator)["buffer"]
+    assert alone["ages"].tolist() == list(range(12)) and alone["front"] == 0
+    with pytest.raises(ValueError, match="2 ranks had 12 chains, the buffer holds 5"):
+        ranks.dealt(state | {"buffer": {"chains": torch.zeros(5), "front": 0}}, Rank(0, 2), 6, generator)
+
+
+def test_a_rank_that_dies_ends_the_other(tmp_path, images):  # noqa: F811
+    children = started(2, go, tmp_path / "run", *SMALL, images, "train.max_steps=1000000", "train.log_every=1")
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert all(child.is_alive() for child in children)
+    os.kill(children[1].pid, signal.SIGKILL)
+    children[0].join(120)
+    assert children[0].exitcode not in (None, 0)
+    assert checkpoint.load(tmp_path / "run")["shards"]
+
+
+def test_a_signal_to_one_rank_stops_both_and_saves(tmp_path, images):  # noqa: F811
+    children = started(2, go, tmp_path / "run", *SMALL, images, "train.max_steps=1000000", "train.log_every=1")
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert all(child.is_alive() for child in children)
+    os.kill(children[1].pid, signal.SIGTERM)
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [143, 143]
+    assert checkpoint.load(tmp_path / "run")["step"] == records(tmp_path / "run")[-1]["step"]
+
+
+def test_two_ranks_roll_back_alike(tmp_path, images):  # noqa: F811
+    overrides = [*SMALL, images, "optimizer.lr=10", "train.max_steps=30", "train.log_every=5", "guard.max_rollbacks=1"]
+    overrides += ["guard.warmup_steps=0", "guard.patience=1"]
+    children = started(2, go, tmp_path / "run", *overrides)
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [2, 2]
+    assert [line["guard/action"] for line in records(tmp_path / "run") if "guard/action" in line] == [
+        "rollback",
+        "stop",
+    ]
+
+
+def test_numbers_that_the_ranks_cannot_share_are_refused(monkeypatch):
+    monkeypatch.setattr(ranks.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(ValueError, match=r"buffer\.capacity must be a multiple of the 3 ranks, got 8192"):
+        ranks.Ranks().share("buffer.capacity", 8192)
+    with pytest.raises(ValueError, match="rank_timeout_minutes must be a number > 0"):
+        ranks.Ranks(0)
+
+
+def test_a_sweep_under_torchrun_is_refused(monkeypatch, capsys):
+    import train
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as exit:
+        train.Sweep().on_multirun_start(None)
+    assert exit.value.code == 2 and "-m under torchrun" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+    """torchrun: one directory, one W&B run; what is trained is sampled from as ever."""
+    import subprocess
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "train.py"), *TINY]
+    done = subprocess.run([*command, "train.max_steps=10", "train.log_every=5"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    (run_dir,) = (tmp_path / "runs").glob("*/*")
+    assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 1
+    steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == [5, 10] and checkpoint.load(run_dir)["step"] == 10
+    out = f"out={tmp_path / 'out'}"
+    assert run("sample.py", f"checkpoint={run_dir}", "init=buffer", "num_samples=8", "steps=2", out).returncode == 0
