@@ -440,7 +440,9 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path
             f"resume={run_dir}: its checkpoint holds an energy, but no state to go on from"
         )
     given = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    ours = OmegaConf.merge({"objective": given.objective}, OmegaConf.load(run_dir / "config.yaml"))
+    ours: Any = OmegaConf.load(run_dir / "config.yaml")
+    for key in given.keys() - ours.keys():  # of an older run
+        ours[key] = given[key]
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if key.partition(".")[0] not in given:

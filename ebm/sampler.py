@@ -138,9 +138,11 @@ class SGLD:
             noise = self._noise(memory[0], generator, blocks[0], steps) if blocks else memory[0]
             for i, block in enumerate(blocks):
                 jobs = self._start(run, x, noise, [self.settings(step, steps)[0] for step in block])
-                if i + 1 < len(blocks):
-                    noise = self._noise(memory[(i + 1) % 2], generator, blocks[i + 1], steps)
-                wait(jobs)  # all of them, so that none still runs when the energy is given back
+                try:
+                    if i + 1 < len(blocks):
+                        noise = self._noise(memory[(i + 1) % 2], generator, blocks[i + 1], steps)
+                finally:
+                    wait(jobs)  # all of them, so that none still runs when the energy is given back
                 for job in jobs:
                     job.result()
                 done = block.stop

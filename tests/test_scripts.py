@@ -51,7 +51,7 @@ def test_metrics_have_the_stable_names(run_dir):
         assert line["train/loss"] == pytest.approx(line["train/cd"] + line["train/energy_l2"], abs=1e-6)
         assert line["train/cd"] == pytest.approx(line["train/score_fake"] - line["train/score_real"], abs=1e-6)
     assert validation[0]["val/cd"] == pytest.approx(validation[0]["val/score_noise"] - validation[0]["val/score_real"])
-    rates = [2e-3 * (0.02 + 0.98 * (1 - step / 30) ** 2) for step in (9, 19, 29)]
+    rates = [1.2e-3 * (0.02 + 0.98 * (1 - step / 30) ** 2) for step in (9, 19, 29)]
     assert [line["train/lr"] for line in training] == pytest.approx(rates)
 
 
