@@ -49,6 +49,11 @@ class Work(ctypes.Structure):
     ]
 
 
+def cache_folder() -> Path:
+    """Where what takes long to make is kept: plain-ebm in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plain-ebm"
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """sgld.cpp, compiled. Raises NotCompilable where that cannot be done."""
@@ -57,7 +62,7 @@ def library() -> ctypes.CDLL:
         raise NotCompilable("there is no C++ compiler (c++ or $CXX)")
     # -march=native: another machine that shares the home directory needs its own
     name = hashlib.sha256(f"{SOURCE.read_text()} {FLAGS} {compiler} {platform.node()}".encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plain-ebm"
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"sgld-{name}.so"
@@ -80,11 +85,11 @@ def layers_of(energy: Any) -> list[tuple[nn.Conv2d | nn.Linear, bool]]:
     """
     if not hasattr(energy, "chain"):
         raise NotCompilable(f"{type(energy).__name__} has no chain() of layers")
-    layers: list[tuple[nn.Conv2d | nn.Linear, bool]] = []
-    flat = False
     for module in energy.modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             raise NotCompilable(f"its {type(module).__name__} has hooks")
+    layers: list[tuple[nn.Conv2d | nn.Linear, bool]] = []
+    flat = False
     for module in energy.chain():
         forward = type(module).forward  # a parametrised layer (spectral norm) has another class and the same forward
         if forward is nn.Conv2d.forward and module.groups == 1 and module.padding_mode == "zeros" and not flat:
@@ -192,5 +197,5 @@ def compiled_steps(
         )
         function(ctypes.byref(job))
 
-    steps.__dict__["kept"] = kept
+    steps.__dict__["kept"] = kept  # lives as long as the function that has pointers to it
     return steps

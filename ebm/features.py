@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ebm import check
+from ebm.compiled import cache_folder
 from ebm.data import Batches, Dataset, scaled
 from ebm.metrics import in_batches
 
@@ -100,9 +101,8 @@ def cached_classifier(
     """(the data set's classifier, {recipe, weights' hash, accuracy on the test images}), trained once and kept in the
     folder `cache` under the data's hash; None: plain-ebm in the user's cache folder. A file that cannot be read is
     made anew."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plain-ebm"
     name = hashlib.sha256(f"{RECIPE} {data_hash(dataset)}".encode()).hexdigest()[:16]
-    file = (Path(cache) if cache else base) / f"classifier-{name}.pt"
+    file = (Path(cache) if cache else cache_folder()) / f"classifier-{name}.pt"
     try:
         if dataset.train_labels is None:
             raise ValueError("no labels")
