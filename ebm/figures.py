@@ -127,7 +127,9 @@ def chain_state(path: Path, sets: Mapping[str, NDArray[np.float64]], ages: NDArr
         left.hist(values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.5, label=name)
     left.set(xlabel="score −E(x)", ylabel="share of the images")
     left.legend(frameon=False)
-    right.hist(ages, 60, weights=np.full(len(ages), 1 / len(ages)))
+    grain = max(int(np.gcd.reduce(ages)), 1)  # ages are multiples of K: bins of whole ones, or some stay empty
+    width = grain * -(-(int(ages.max()) + grain) // (60 * grain))
+    right.hist(ages, np.arange(0, ages.max() + 2 * width, width), weights=np.full(len(ages), 1 / len(ages)))
     right.set(xlabel="age, SGLD steps", ylabel="share of the chains")
     figure.savefig(path)
 

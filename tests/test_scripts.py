@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, assert_one_line_error, run, run_script
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from ebm.checkpoint import load, load_energy
@@ -102,6 +103,12 @@ def test_same_seed_same_bits_and_another_seed_another_run(tmp_path):
     assert not (tmp_path / "a/wandb").exists()
 
 
+def test_the_clock_has_no_part_in_the_default():
+    """With train.max_minutes the seconds of the first, slow steps enter the learning rate: no two runs are alike."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose("train").train.max_minutes is None
+
+
 GROUPS = {
     "data": {
         "mnist5k": [],
@@ -160,8 +167,6 @@ def test_cifar10_composes_and_says_how_to_get_it(tmp_path):
 
 
 def test_every_number_of_the_tutorial_is_a_default():
-    from hydra import compose, initialize_config_dir
-
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", ["experiment=tutorial"])
     assert cfg.data.name == "MNIST" and cfg.energy.hidden == 32
