@@ -74,6 +74,9 @@ def check_numbers(cfg: DictConfig) -> None:
     for key in ("max_minutes", "save_every_minutes"):
         if cfg.train[key] is not None:
             check.number(f"train.{key}", cfg.train[key], 0, open_low=True)
+    check.number("train.warmup_steps", cfg.train.warmup_steps, 0, integer=True)
+    if cfg.train.warmup_sgld_steps is not None:
+        check.number("train.warmup_sgld_steps", cfg.train.warmup_sgld_steps, 1, integer=True)
     check.number("train.grad_norm_clip", cfg.train.grad_norm_clip, 0, open_low=True)
     for key in ("log_every", "validate_every_epochs", "sample_every_epochs", "sample_steps", "eval_batch_size", "keep"):
         check.number(f"train.{key}", cfg.train[key], 1, integer=True)
@@ -252,6 +255,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     noise_1024 = uniform_noise((1024, *dataset.shape), noise_generator)
 
     lr = optimizer.param_groups[0]["lr"]
+    first_sgld_steps = cfg.train.warmup_sgld_steps or sampler.steps
     step_limits = [cfg.train.max_steps, cfg.train.epochs and cfg.train.epochs * batches.steps_per_epoch]
     max_steps = min((limit for limit in step_limits if limit), default=math.inf)
     max_seconds = 60 * (cfg.train.max_minutes or math.inf)
@@ -389,11 +393,13 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
                 break
 
             start = time.perf_counter()
-            optimizer.param_groups[0]["lr"] = lr * guard.lr_scale * scheduler(epoch, progress)
+            warm = min((step + 1) / (cfg.train.warmup_steps or 1), 1)
+            optimizer.param_groups[0]["lr"] = lr * warm * guard.lr_scale * scheduler(epoch, progress)
+            sgld_steps = round(first_sgld_steps + warm * (sampler.steps - first_sgld_steps))
             x_data = batches.next()  # this rank's part
             chains, places, ages = buffer.draw(len(x_data), generator)
-            x_model = sampler(energy, chains, generator)
-            buffer.put(x_model, places, ages + sampler.steps)
+            x_model = sampler(energy, chains, generator, sgld_steps)
+            buffer.put(x_model, places, ages + sgld_steps)
             loss, logs = loss_function(averaged, x_data, x_model, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

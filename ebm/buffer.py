@@ -1,10 +1,11 @@
 """The replay buffer: chains at rest between training steps. It never sees an energy."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ebm import check
 
@@ -21,7 +22,11 @@ class ReplayBuffer:
 
     Fresh chains are uniform noise in [−1, 1], the box of the data; with `init` "class_means" a random one of
     `class_means()` (classes, *shape) plus N(0, init_noise_std²), clamped to the box (informative
-    initialisation, Yang & Ji 2021, "JEM++"). Raises ValueError for a setting out of range.
+    initialisation, Yang & Ji 2021, "JEM++").
+
+    `augment` turns, scales, shifts and mirrors drawn chains (B, C, H, W) with its `probability`, by
+    `random_affine` with the rest of it (Du, Li, Tenenbaum & Mordatch 2021, section 3.2): steps that SGLD does
+    not find. None: never. Raises ValueError for a setting out of range.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class ReplayBuffer:
         init: str = "noise",
         init_noise_std: float = 0.3,
         class_means: Callable[[], Tensor] | None = None,
+        augment: Mapping[str, float] | None = None,
     ) -> None:
         self.capacity = check.number("buffer.capacity", capacity, 1, integer=True)
         self.policy = check.choice("buffer.policy", policy, ("fifo", "in_place"))
@@ -48,6 +54,13 @@ class ReplayBuffer:
             if class_means is None:
                 raise ValueError("buffer.init=class_means needs class_means, the data's")
             self.class_means = class_means().to(generator.device)
+        how = {"probability": 0.0} | dict(augment or {})
+        self.augment_probability = check.number("buffer.augment.probability", how.pop("probability"), 0, 1)
+        for name, value in how.items():
+            check.number(f"buffer.augment.{name}", value, 0, 1 if name in ("scale", "shift", "flip") else 180)
+        if self.augment_probability and len(shape) != 3:
+            raise ValueError(f"buffer.augment.probability must be 0 for data of shape {tuple(shape)}: it turns images")
+        self.affine = how
         self.size = initial if policy == "fifo" else capacity  # chains at [0, size)
         self.front = self.size % capacity  # where fifo writes next
         self.chains = torch.zeros(capacity, *shape, device=generator.device)
@@ -76,6 +89,9 @@ class ReplayBuffer:
         renew = torch.rand(count, generator=generator, device=self.chains.device) < self.reinit_probability
         mask = renew.view(-1, *[1] * (self.chains.dim() - 1))
         chains = torch.where(mask, self.fresh(count, generator), self.chains[places])
+        if self.augment_probability:
+            chosen = torch.rand(count, generator=generator, device=chains.device) < self.augment_probability
+            chains[chosen] = random_affine(chains[chosen], generator, **self.affine)
         return chains, places, torch.where(renew, 0, self.ages[places])
 
     def put(self, chains: Tensor, places: Tensor, ages: Tensor) -> None:
@@ -109,3 +125,27 @@ class ReplayBuffer:
         self.class_means = state["class_means"]
         if self.class_means is not None:
             self.class_means = self.class_means.to(self.chains.device)
+
+
+def random_affine(
+    x: Tensor,
+    generator: torch.Generator,
+    rotation: float = 0.0,
+    scale: float = 0.0,
+    shift: float = 0.0,
+    flip: float = 0.0,
+) -> Tensor:
+    """Images x (B, C, H, W), each turned by up to ±rotation degrees, scaled by 1 ± scale, shifted by up to ±shift of
+    its side and mirrored with probability flip; interpolated, the border's pixels repeated outside."""
+
+    def uniform(low: float, high: float, columns: int = 1) -> Tensor:
+        return torch.empty(len(x), columns, device=x.device).uniform_(low, high, generator=generator)
+
+    angle = uniform(-rotation, rotation) * math.pi / 180
+    factor = 1 / (1 + uniform(-scale, scale))
+    mirror = torch.where(uniform(0, 1) < flip, -1.0, 1.0)
+    row = [factor * angle.cos() * mirror, -factor * angle.sin()], [factor * angle.sin() * mirror, factor * angle.cos()]
+    by = 2 * uniform(-shift, shift, 2)  # affine_grid's side is 2
+    theta = torch.stack([torch.cat([*row[i], by[:, i : i + 1]], dim=1) for i in range(2)], dim=1)
+    grid = nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
+    return nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)

@@ -13,11 +13,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ebm.energies import Residual
 
 SOURCE = Path(__file__).with_name("sgld.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
@@ -34,7 +37,7 @@ class Taps(ctypes.Structure):
 
 class Layer(ctypes.Structure):
     _fields_ = [
-        *((name, INT) for name in ("pixels", "channels", "silu")),
+        *((name, INT) for name in ("pixels", "channels", "silu", "out", "skip", "fan")),
         *((name, Taps) for name in ("forward", "backward")),
         *((name, POINTER) for name in ("weight", "bias", "transposed")),
     ]
@@ -78,35 +81,66 @@ def library() -> ctypes.CDLL:
         raise NotCompilable(str(error)) from error
 
 
-def layers_of(energy: Any) -> list[tuple[nn.Conv2d | nn.Linear, bool]]:
-    """(convolution or linear layer, whether SiLU follows) of E(x) = energy.chain()(x).squeeze(-1).
+@dataclass
+class Part:
+    """A convolution or linear layer, what is added to it (the output of an earlier part), and whether SiLU follows."""
+
+    module: nn.Conv2d | nn.Linear
+    pool: int = 1  # side of the average over its output's pixels
+    skip: int = -1
+    silu: bool = False
+
+
+def parts_of(energy: Any) -> list[Part]:
+    """The parts of E(x) = energy.chain()(x).squeeze(-1).
 
     Raises NotCompilable for an energy without `chain`, and for a layer that sgld.cpp does not know.
     """
-    if not hasattr(energy, "chain"):
+    chain = energy.chain() if hasattr(energy, "chain") else None
+    if chain is None:
         raise NotCompilable(f"{type(energy).__name__} has no chain() of layers")
     for module in energy.modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             raise NotCompilable(f"its {type(module).__name__} has hooks")
-    layers: list[tuple[nn.Conv2d | nn.Linear, bool]] = []
+    parts: list[Part] = []
     flat = False
-    for module in energy.chain():
+
+    def add(module: Any) -> None:
+        nonlocal flat
         forward = type(module).forward  # a parametrised layer (spectral norm) has another class and the same forward
+        open_end = bool(parts) and not parts[-1].silu  # what goes on with sums that SiLU has not seen
         if forward is nn.Conv2d.forward and module.groups == 1 and module.padding_mode == "zeros" and not flat:
             if isinstance(module.padding, str):
                 raise NotCompilable(f"its convolution has padding={module.padding!r}")
-            layers.append((module, False))
+            parts.append(Part(module))
         elif forward is nn.Linear.forward and flat:
-            layers.append((module, False))
-        elif forward is nn.SiLU.forward and layers and not layers[-1][1]:
-            layers[-1] = (layers[-1][0], True)
+            parts.append(Part(module))
+        elif forward is nn.SiLU.forward and open_end:
+            parts[-1].silu = True
+        elif forward is nn.AvgPool2d.forward and open_end and isinstance(parts[-1].module, nn.Conv2d):
+            convolution, last = parts[-1].module, parts[-1]
+            plain = (last.pool, last.skip, convolution.stride, convolution.dilation) == (1, -1, (1, 1), (1, 1))
+            side = module.kernel_size
+            if not plain or not isinstance(side, int) or module.stride != side or module.padding or module.ceil_mode:
+                raise NotCompilable("it pools otherwise than by averages of squares after a plain convolution")
+            last.pool = side
+        elif forward is Residual.forward and parts and all(part.skip != len(parts) - 1 for part in parts):
+            start, source = len(parts) - 1, replace(parts[-1])
+            for inner in module.inner:
+                add(inner)
+            if parts[start] != source or parts[-1] is parts[start] or parts[-1].silu or parts[-1].skip >= 0:
+                raise NotCompilable("a short cut does not start before a convolution and end behind another")
+            parts[-1].skip = start
         elif forward is nn.Flatten.forward and module.start_dim == 1 and module.end_dim == -1:
             flat = True
         elif forward not in (nn.Identity.forward, nn.Dropout.forward):  # in eval mode dropout does nothing
-            raise NotCompilable(f"it has a {type(module).__name__}, not just Conv2d, Linear, SiLU and Flatten")
-    if not layers or layers[-1][1] or layers[-1][0].weight.shape[0] != 1 or not flat:
+            raise NotCompilable(f"it has a {type(module).__name__}, which sgld.cpp does not know there")
+
+    for module in chain:
+        add(module)
+    if not parts or parts[-1].silu or parts[-1].skip >= 0 or parts[-1].module.weight.shape[0] != 1 or not flat:
         raise NotCompilable("its last layer is not a linear one with one output")
-    return layers
+    return parts
 
 
 @functools.cache
@@ -147,9 +181,10 @@ def compiled_steps(
     x   an example of the chains. Raises NotCompilable where energy, x or machine do not allow it.
     """
     functions = {torch.float32: "sgld_float32", torch.float64: "sgld_float64"}
-    layers = layers_of(energy)
-    if x.device.type != "cpu" or x.dtype not in functions or any(m.weight.dtype != x.dtype for m, _ in layers):
-        raise NotCompilable(f"chains are {x.dtype} on {x.device}, weights {layers[0][0].weight.dtype}")
+    parts = parts_of(energy)
+    dtypes = {part.module.weight.dtype for part in parts}
+    if x.device.type != "cpu" or x.dtype not in functions or dtypes != {x.dtype}:
+        raise NotCompilable(f"chains are {x.dtype} on {x.device}, weights {' and '.join(map(str, dtypes))}")
     shape = tuple(x.shape[1:]) if x.dim() == 4 else (math.prod(x.shape[1:]), 1, 1)
     channels, size = shape[0], (shape[1], shape[2])
     kept: list[Tensor] = []  # what the pointers point to
@@ -158,24 +193,33 @@ def compiled_steps(
         kept.append(tensor.contiguous())
         return kept[-1].data_ptr()
 
-    work = (Layer * len(layers))()
+    work = (Layer * len(parts))()
     numbers = math.prod(shape)  # of the workspace, a chain
-    for layer, (module, silu) in zip(work, layers, strict=True):
-        weight = module.weight.detach()
+    for i, (layer, part) in enumerate(zip(work, parts, strict=True)):
+        module, weight = part.module, part.module.weight.detach()
         if isinstance(module, nn.Conv2d):
             fits = module.in_channels == channels
             geometry: Any = (module.kernel_size, module.stride, module.padding, module.dilation)
         else:
             fits = module.in_features == channels * math.prod(size)
+            weight = weight.reshape(-1, channels, *size) if fits else weight
             geometry = (size, (1, 1), (0, 0), (1, 1))
+        if part.pool > 1:  # one convolution again, of larger strides: its kernel is the mean of the shifted ones
+            q = part.pool
+            weight = nn.functional.avg_pool2d(nn.functional.pad(weight, [q - 1] * 4), q, stride=1)
+            geometry = (tuple(weight.shape[2:]), (q, q), module.padding, (1, 1))
         if not fits:
             raise NotCompilable(f"it does not take images of {tuple(x.shape[1:])}")
-        if isinstance(module, nn.Linear):
-            weight = weight.reshape(-1, channels, *size)
         size, forward, backward = taps(size, *geometry)
         weight, channels = weight.flatten(2), len(weight)
         bias = torch.zeros(channels, dtype=x.dtype) if module.bias is None else module.bias.detach()
-        layer.pixels, layer.channels, layer.silu = math.prod(size), channels, silu
+        layer.pixels, layer.channels, layer.silu = math.prod(size), channels, part.silu
+        layer.out, layer.skip, layer.fan = numbers, part.skip, -1
+        if part.skip >= 0:
+            source = work[part.skip]
+            source.fan = i
+            if (source.pixels, source.channels) != (layer.pixels, layer.channels):
+                raise NotCompilable("a short cut adds what has another shape")
         layer.forward, layer.backward = (Taps(*map(pointer, table)) for table in (forward, backward))
         layer.weight, layer.transposed = pointer(weight.permute(2, 1, 0)), pointer(weight.permute(2, 0, 1))
         layer.bias = pointer(bias)

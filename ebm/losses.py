@@ -1,6 +1,7 @@
 """Losses: (energy, x_data, x_model, generator) → (scalar, logs): named scalars, and `e_model` (B,), E(x_model)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,34 +16,75 @@ class ContrastiveDivergence:
     (Hinton 2002); the third, `alpha` ≥ 0, keeps the energies' magnitude small (Du & Mordatch 2019, section 3.3).
     Data get N(0, noise_std²) and a clamp to `bounds` first (None: no clamp), so that the network cannot tell
     them by having no noise. Both batches go through the energy in one forward pass.
+
+    energy_clamp   where given, the first two terms take E clamped to ±energy_clamp, > 0: energies beyond it are pushed
+                   no further. With alpha 0 it replaces the third term
+    kl_weight      of the term that contrastive divergence leaves out (Du, Li, Tenenbaum & Mordatch 2021, section 3.1):
+                   the negatives go `kl_steps` steps further, without noise but with `step_size` and `grad_clamp`, to
+                   x'(θ), and kl_weight·(mean E(x') − entropy_weight·mean log ‖x' − nearest other negative‖) is added,
+                   with respect to x' alone: the sampler's steps are to lead to low energies, and not together
     """
 
     def __init__(
-        self, alpha: float = 0.1, noise_std: float = 0.005, bounds: Sequence[float] | None = (-1.0, 1.0)
+        self,
+        alpha: float = 0.1,
+        noise_std: float = 0.005,
+        bounds: Sequence[float] | None = (-1.0, 1.0),
+        energy_clamp: float | None = None,
+        kl_weight: float = 0.0,
+        kl_steps: int = 1,
+        entropy_weight: float = 0.1,
+        step_size: float = 10.0,
+        grad_clamp: float | None = 0.03,
     ) -> None:
         self.alpha = check.number("loss.alpha", alpha, 0)
         self.noise_std = check.number("loss.noise_std", noise_std, 0)
         self.bounds = bounds
+        if energy_clamp is not None:
+            check.number("loss.energy_clamp", energy_clamp, 0, open_low=True)
+        self.energy_clamp = energy_clamp
+        self.kl_weight = check.number("loss.kl_weight", kl_weight, 0)
+        self.kl_steps = check.number("loss.kl_steps", kl_steps, 1, integer=True)
+        self.entropy_weight = check.number("loss.entropy_weight", entropy_weight, 0)
+        self.step_size, self.grad_clamp = step_size, grad_clamp
 
     def __call__(
         self, energy: Callable[[Tensor], Tensor], x_data: Tensor, x_model: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, logs); loss = logs["cd"] + logs["energy_l2"]; a score is −E; logs["e_model"] is E(x_model) (B,)."""
+        """(loss, logs); loss = logs["cd"] + logs["energy_l2"] (+ logs["kl"]); a score is −E; logs["e_model"] is E(x_model)
+        (B,)."""
         noise = torch.empty_like(x_data).normal_(0, self.noise_std, generator=generator)
         x_data = x_data + noise
         if self.bounds is not None:
             x_data = x_data.clamp(*self.bounds)
         energies = energy(torch.cat([x_data, x_model]))
         e_data, e_model = energies[: len(x_data)], energies[len(x_data) :]
-        cd = e_data.mean() - e_model.mean()
+        limit = torch.inf if self.energy_clamp is None else self.energy_clamp
+        cd = e_data.clamp(-limit, limit).mean() - e_model.clamp(-limit, limit).mean()
         energy_l2 = self.alpha * (e_data.square().mean() + e_model.square().mean())
         loss = cd + energy_l2
-        logs = {
-            "loss": loss,
-            "cd": cd,
-            "energy_l2": energy_l2,
-            "score_real": -e_data.mean(),
-            "score_fake": -e_model.mean(),
-            "e_model": e_model,
-        }
+        logs = {"cd": cd, "energy_l2": energy_l2}
+        if self.kl_weight:
+            logs["kl"] = self.kl_weight * self.kl(energy, x_model)
+            loss = loss + logs["kl"]
+        logs |= {"loss": loss, "score_real": -e_data.mean(), "score_fake": -e_model.mean(), "e_model": e_model}
         return loss, {name: value.detach() for name, value in logs.items()}
+
+    def kl(self, energy: Any, x: Tensor) -> Tensor:
+        """mean E(x'(θ)) − entropy_weight·mean log(distance of x' to the nearest other x), its gradient that through x'."""
+        energy = getattr(energy, "module", energy)  # DistributedDataParallel is called once a step
+        others, x = x, x.clone().requires_grad_(True)
+        for _ in range(self.kl_steps):
+            (gradient,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+            x = x - self.step_size * (
+                gradient.clamp(-self.grad_clamp, self.grad_clamp) if self.grad_clamp else gradient
+            )
+            if self.bounds is not None:
+                x = x.clamp(*self.bounds)
+        end = x.detach().requires_grad_(True)
+        e_end = energy(end)
+        (slope,) = torch.autograd.grad(e_end.sum(), end)
+        # The value of mean E(x'), with the gradient ∂E/∂x'·∂x'/∂θ: none by way of the energy's own weights.
+        low_energy = e_end.detach().mean() + (slope * (x - end.detach())).sum() / len(x)
+        distances = torch.cdist(x.flatten(1), others.flatten(1)) + torch.diag(x.new_full((len(x),), torch.inf))
+        return low_energy - self.entropy_weight * distances.amin(dim=1).clamp(min=1e-6).log().mean()

@@ -1,4 +1,5 @@
-// Clamped Langevin steps for energies that are chains of convolutions, linear layers and SiLU; called by compiled.py.
+// Clamped Langevin steps for energies that are chains of convolutions, linear layers and SiLU, with short cuts; called by
+// compiled.py.
 //
 // A group of LANES chains goes through all its steps alone, so that its activations stay in the cache of one core. It
 // lies chain-innermost: a value is a vector of LANES chains, an activation [pixel][channel][chain], so that no chain
@@ -32,6 +33,7 @@ struct Taps {
 
 template <class T> struct Layer {
     int64_t pixels, channels, silu;  // of the output
+    int64_t out, skip, fan;  // where its output lies; the layer whose output it adds, and the one that adds its; or -1
     Taps forward, backward;
     const T *weight, *bias, *transposed;  // weight [tap][in][out], transposed [tap][out][in]
 };
@@ -46,7 +48,7 @@ template <class T> struct Work {
     int64_t stride, steps;
     const double *step_sizes;
     double grad_clamp, low, high;
-    T *workspace;                 // aligned to BYTES: the image, and two activations a layer
+    T *workspace;                 // aligned to BYTES: the image; output and slope (then gradient and slope) a layer
 };
 
 template <class V> static inline V clip(V x, V low, V high) {  // keeps NaN
@@ -125,16 +127,16 @@ template <class T> static void sgld(const Work<T> &work) {
                 value = clip(value + draw, low, high);
             });
 
-            V *in = x, *next = x + size;
+            V *in = x;
             int64_t ins = work.channels;
             for (int64_t i = 0; i < last; i++) {  // the energy's value is not needed, so the last layer is left out
                 const Layer<T> &layer = work.layer[i];
-                V *out = next, *slope = out + layer.pixels * layer.channels;
-                next = slope + layer.pixels * layer.channels;
+                V *out = x + layer.out, *slope = out + layer.pixels * layer.channels;
+                const V *skip = layer.skip < 0 ? nullptr : x + work.layer[layer.skip].out;
                 gather(layer.forward, layer.pixels, in, ins, layer.weight, layer.channels,
                        [&](int64_t p, int64_t c, V sum) {
                            const int64_t at = p * layer.channels + c;
-                           sum += layer.bias[c];
+                           sum += skip ? layer.bias[c] + skip[at] : V{} + layer.bias[c];
                            V s = layer.silu ? 1 / (1 + exponential<T>(-sum)) : one;
                            out[at] = sum * s;
                            slope[at] = layer.silu ? s + sum * s * (1 - s) : one;
@@ -146,12 +148,12 @@ template <class T> static void sgld(const Work<T> &work) {
             const V *gradient = &one;  // of the energy by itself
             for (int64_t i = last; i > 0; i--) {
                 const Layer<T> &layer = work.layer[i], &before = work.layer[i - 1];
-                V *slope = next - before.pixels * before.channels, *out = slope - before.pixels * before.channels;
-                next = out;
+                V *out = x + before.out, *slope = out + before.pixels * before.channels;
+                const V *fan = before.fan < 0 ? nullptr : x + work.layer[before.fan].out;
                 gather(layer.backward, before.pixels, gradient, layer.channels, layer.transposed, before.channels,
                        [&](int64_t p, int64_t c, V sum) {
                            const int64_t at = p * before.channels + c;
-                           out[at] = sum * slope[at];
+                           out[at] = (fan ? sum + fan[at] : sum) * slope[at];
                        });
                 gradient = out;
             }

@@ -2,8 +2,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import kstest
 
-from ebm.buffer import ReplayBuffer
+from ebm.buffer import ReplayBuffer, random_affine
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -108,3 +109,39 @@ def test_state_goes_on_alike():
 def test_bad_settings_name_their_key(setting):
     with pytest.raises(ValueError, match=rf"buffer\.{next(iter(setting))} must be"):
         ReplayBuffer((2,), generator(), **setting)
+
+
+def test_random_affine():
+    x = torch.rand(3, 2, 9, 9, generator=generator())
+    torch.testing.assert_close(random_affine(x, generator()), x)
+    torch.testing.assert_close(random_affine(x, generator(), flip=1.0), x.flip(3))
+
+    dot = torch.full((4000, 1, 33, 33), -1.0)
+    dot[:, :, 15:18, 25:28] = 1.0  # 10 pixels to the right of the middle
+    pixels = torch.arange(33.0) - 16
+
+    def place(x):
+        """(right, down) of the ink's centre from the middle of the image, and the ink."""
+        ink = (x[:, 0] + 1) / 2
+        total = ink.sum(dim=(1, 2))
+        return (ink.sum(dim=1) @ pixels) / total, (ink.sum(dim=2) @ pixels) / total, total
+
+    right, down, _ = place(random_affine(dot, generator(), rotation=40.0))
+    torch.testing.assert_close(torch.hypot(right, down), torch.full((4000,), 10.0), rtol=0, atol=0.1)
+    assert kstest(torch.atan2(down, right).rad2deg().numpy(), "uniform", (-40, 80)).pvalue > 1e-3
+    right, down, _ = place(random_affine(dot, generator(), shift=0.1))
+    for moved in (right - 10, down):
+        assert kstest(moved.numpy(), "uniform", (-3.3, 6.6)).pvalue > 1e-3
+    right, down, ink = place(random_affine(dot, generator(), scale=0.2))
+    torch.testing.assert_close(ink / 9, (right / 10) ** 2, rtol=0, atol=0.1)
+    assert kstest(right.numpy() / 10, "uniform", (0.8, 0.4)).pvalue > 1e-3
+
+
+def test_drawn_chains_are_augmented_with_its_probability_and_the_stored_ones_stay():
+    augment = {"probability": 0.25, "flip": 1.0}
+    buffer = ReplayBuffer((1, 4, 4), generator(), 2000, reinit_probability=0.0, policy="in_place", augment=augment)
+    kept = buffer.chains.clone()
+    chains, places, _ = buffer.draw(2000, generator(1))
+    flipped = (chains - kept[places].flip(3)).abs().amax(dim=(1, 2, 3)) < 1e-5
+    assert 0.2 < flipped.float().mean() < 0.3
+    assert torch.equal(chains[~flipped], kept[places][~flipped]) and torch.equal(buffer.chains, kept)

@@ -12,8 +12,8 @@ from torch import nn
 
 from ebm import sampler as sampler_module
 from ebm.checkpoint import load_energy
-from ebm.compiled import NotCompilable, compiled_steps, layers_of, library
-from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy
+from ebm.compiled import NotCompilable, compiled_steps, library, parts_of
+from ebm.energies import ConvEnergy, MLPEnergy, Residual, ResNetEnergy
 from ebm.sampler import SGLD
 
 try:
@@ -51,7 +51,18 @@ def test_any_chain_of_layers_follows_the_naive_loop_in_float64(data):
         )
         if min(both := tuple(sizes)) < 1:
             break
-        layers += [layer, nn.SiLU()] if data.draw(st.booleans()) else [layer]
+        layers.append(layer)
+        if stride == dilation == 1 and min(both) > 1 and data.draw(st.booleans()):
+            layers.append(nn.AvgPool2d(2))
+            both = (both[0] // 2, both[1] // 2)
+        if data.draw(st.booleans()):
+            layers.append(nn.SiLU())
+        if data.draw(st.booleans()):
+            layers.append(
+                Residual(nn.Conv2d(after, 7, 3, padding=1), nn.SiLU(), nn.Conv2d(7, after, 1), nn.Dropout(0.5))
+            )
+            if data.draw(st.booleans()):
+                layers.append(nn.SiLU())
         channels, (height, width) = after, both
     layers += [nn.Flatten(), nn.Linear(channels * height * width, 5), nn.SiLU(), nn.Dropout(0.5), nn.Linear(5, 1)]
     energy = Chain(*layers).double()
@@ -63,7 +74,11 @@ def test_any_chain_of_layers_follows_the_naive_loop_in_float64(data):
 
 @pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_is_the_eager_chain_but_for_rounding(dtype, atol):
-    for energy, shape in ((ConvEnergy((3, 12, 10), hidden=6), (3, 12, 10)), (MLPEnergy((2,), hidden=20), (2,))):
+    for energy, shape in (
+        (ConvEnergy((3, 12, 10), hidden=6), (3, 12, 10)),
+        (MLPEnergy((2,), hidden=20), (2,)),
+        (ResNetEnergy((3, 12, 10), width=4, blocks=2, spectral_norm=True), (3, 12, 10)),
+    ):
         x = torch.rand(21, *shape, dtype=dtype, generator=generator())
         for extra in ({}, {"grad_clamp": None, "bounds": None}, {"final_step_size": 1.0, "noise_std": "langevin"}):
             chains = [SGLD(10, backend=b, **extra)(energy.to(dtype), x, generator()) for b in ("compile", "eager")]
@@ -103,7 +118,7 @@ def test_spectral_norm_and_dropout_are_compiled():
     x = images(20)
     chains = [SGLD(5, backend=backend)(energy, x, generator()) for backend in ("compile", "eager")]
     torch.testing.assert_close(*chains, rtol=0, atol=1e-4)
-    layers_of(energy)
+    parts_of(energy)
 
 
 def test_nan_stays_nan():
@@ -111,6 +126,9 @@ def test_nan_stays_nan():
     with torch.no_grad():
         energy.layers[2].weight[0, 0, 0, 0] = math.nan
     assert SGLD(2, backend="compile")(energy, images(3), generator()).isnan().all()
+
+
+end = (nn.Flatten(), nn.Linear(2 * 26 * 26, 1))
 
 
 def hooked() -> nn.Module:
@@ -123,8 +141,11 @@ def hooked() -> nn.Module:
     "energy, reason",
     [
         (hooked(), "its Conv2d has hooks"),
-        (ResNetEnergy(width=2), "ResNetEnergy has no chain"),
+        (ResNetEnergy(width=2, scales=2), "ResNetEnergy has no chain"),
         (Chain(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 26 * 26, 1)), "it has a ReLU"),
+        (Chain(nn.Conv2d(1, 2, 3), Residual(nn.SiLU(), nn.Conv2d(2, 2, 1)), *end), "a short cut does not start"),
+        (Chain(nn.Conv2d(1, 2, 3), Residual(nn.Conv2d(2, 2, 1), nn.SiLU()), *end), "a short cut does not start"),
+        (Chain(nn.Conv2d(1, 2, 3, stride=2), nn.AvgPool2d(2), nn.Flatten()), "it pools otherwise"),
         (Chain(nn.Conv2d(1, 2, 3, padding="same"), nn.Flatten(), nn.Linear(2 * 28 * 28, 1)), "padding='same'"),
         (Chain(nn.Flatten(), nn.Linear(28 * 28, 1), nn.SiLU()), "last layer"),
     ],

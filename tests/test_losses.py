@@ -34,6 +34,47 @@ def test_data_get_noise_and_clamp_and_negatives_do_not():
     assert (below - 1).square().mean().sqrt().item() == pytest.approx(0.01, rel=0.1)
 
 
+def test_energy_clamp_stops_the_push_beyond_it():
+    x = torch.tensor([[0.5], [3.0]])
+    theta = torch.ones((), requires_grad=True)
+    loss_function = ContrastiveDivergence(alpha=0.0, noise_std=0.0, bounds=None, energy_clamp=1.0)
+    loss, logs = loss_function(lambda x: theta * x.squeeze(1), x, -x, torch.Generator())
+    (gradient,) = torch.autograd.grad(loss, theta)
+    assert logs["cd"].item() == pytest.approx((0.5 + 1) / 2 + (0.5 + 1) / 2)
+    assert gradient.item() == pytest.approx((0.5 + 0.5) / 2)  # 3 and −3 are beyond: no gradient
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_kl_term_against_calculus(steps):
+    """E = θ|x|²/2: x' = (1 − sθ)ⁿx, and with respect to x' alone d/dθ mean E(x') = mean θ x'·∂x'/∂θ."""
+    step_size, weight, start = 0.3, 0.7, torch.tensor([[0.2, 1.0], [-0.6, 0.4], [0.5, -0.9]])
+    theta = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    x = start.double()
+    loss_function = ContrastiveDivergence(
+        alpha=0.0,
+        noise_std=0.0,
+        kl_weight=weight,
+        kl_steps=steps,
+        entropy_weight=0.2,
+        step_size=step_size,
+        grad_clamp=None,
+    )
+    loss, logs = loss_function(lambda x: theta * x.square().sum(dim=1) / 2, x, x, torch.Generator())
+    assert logs["cd"].item() == 0
+    (gradient,) = torch.autograd.grad(loss, theta)
+
+    shrink = (1 - step_size * 1.5) ** steps
+    slope = -steps * step_size * (1 - step_size * 1.5) ** (steps - 1)  # ∂ shrink / ∂θ
+    pairs = torch.cdist(shrink * x, x) + torch.diag(torch.full((3,), torch.inf))
+    nearest = x[pairs.argmin(dim=1)]
+    energy = (1.5 * (shrink * x).square().sum(dim=1) / 2).mean()
+    entropy = pairs.amin(dim=1).log().mean()
+    assert loss.item() == pytest.approx(weight * (energy - 0.2 * entropy).item())
+    away = ((shrink * x - nearest) * slope * x).sum(dim=1) / (shrink * x - nearest).square().sum(dim=1)
+    want = (1.5 * shrink * slope * x.square().sum(dim=1)).mean() - 0.2 * away.mean()
+    assert gradient.item() == pytest.approx(weight * want.item())
+
+
 def test_schedules():
     assert [ExponentialDecay(0.97)(epoch, 0.5) for epoch in (0, 1, 2)] == pytest.approx([1, 0.97, 0.97**2])
     assert [PolynomialDecay(0.1, 1)(9, progress) for progress in (0, 0.5, 1)] == pytest.approx([1, 0.55, 0.1])
@@ -45,6 +86,8 @@ def test_schedules():
     [
         (lambda: ContrastiveDivergence(alpha=-1), "loss.alpha"),
         (lambda: ContrastiveDivergence(noise_std="a"), "loss.noise_std"),  # type: ignore[arg-type]
+        (lambda: ContrastiveDivergence(energy_clamp=0), "loss.energy_clamp"),
+        (lambda: ContrastiveDivergence(kl_steps=0), "loss.kl_steps"),
         (lambda: adam([], lr=0), "optimizer.lr"),
         (lambda: adam([], beta1=1.0), "optimizer.beta1"),
         (lambda: ExponentialDecay(0), "scheduler.gamma"),
