@@ -51,8 +51,8 @@ class ContrastiveDivergence:
     def __call__(
         self, energy: Callable[[Tensor], Tensor], x_data: Tensor, x_model: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, logs); loss = logs["cd"] + logs["energy_l2"] (+ logs["kl"]); a score is −E; logs["e_model"] is E(x_model)
-        (B,)."""
+        """(loss, logs); loss = logs["cd"] + logs["energy_l2"] + logs["kl"], the last where there is one; a score is −E;
+        logs["e_model"] is E(x_model) (B,)."""
         noise = torch.empty_like(x_data).normal_(0, self.noise_std, generator=generator)
         x_data = x_data + noise
         if self.bounds is not None:
@@ -71,7 +71,7 @@ class ContrastiveDivergence:
         return loss, {name: value.detach() for name, value in logs.items()}
 
     def kl(self, energy: Any, x: Tensor) -> Tensor:
-        """mean E(x'(θ)) − entropy_weight·mean log(distance of x' to the nearest other x), its gradient that through x'."""
+        """mean E(x'(θ)) − entropy_weight·mean log(distance of x' to the nearest other x); gradient through x' alone."""
         energy = getattr(energy, "module", energy)  # DistributedDataParallel is called once a step
         others, x = x, x.clone().requires_grad_(True)
         for _ in range(self.kl_steps):
