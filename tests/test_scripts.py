@@ -121,7 +121,7 @@ GROUPS = {
     "experiment": {
         "quick": [],
         "tutorial": ["data.root={root}", "buffer.capacity=256", "buffer.initial=16"],
-        "density": [],
+        **{name: [] for name in ("density", "convergent", "nonconvergent", "hybrid")},
     },
     "guard": {"default": []},
     "scheduler": {"exponential": [], "linear": [], "polynomial": []},
@@ -151,6 +151,27 @@ def test_every_config_trains_two_steps(group, option, tmp_path, request):
     assert load(path)["step"] == 2
     shape = load(path)["energy_config"]["shape"]
     assert load_energy(path)(torch.zeros(3, *shape)).shape == (3,)
+
+
+def test_training_options_together(tmp_path):
+    """KL term, energy clamp, augmented chains from class means, annealed steps, warm-ups; a residual network."""
+    path = tmp_path / "run"
+    result = run(
+        "train.py", "energy=resnet", "energy.width=2", "energy.spectral_norm=true", "energy.attention=true",
+        "energy.scales=2", "loss.alpha=0", "loss.energy_clamp=1", "loss.kl_weight=0.3", "loss.kl_steps=2",
+        "buffer.init=class_means", "buffer.reinit_probability=0", "buffer.capacity=16", "train.batch_size=16",
+        "buffer.augment.probability=0.5", "sampler.steps=5", "sampler.final_step_size=5",
+        "sampler.final_noise_std=0.001",
+        "train.warmup_steps=4", "train.warmup_sgld_steps=1", "optimizer.lr=1e-3", "scheduler=exponential",
+        "train.max_steps=6", "train.log_every=1", "train.sample_steps=8", "wandb.mode=disabled",
+        f"hydra.run.dir={path}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    logged = [line for line in records(path) if "train/lr" in line]
+    assert [line["train/lr"] for line in logged] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
+    assert all(line["train/energy_l2"] == 0 for line in logged)
+    assert all(line["train/loss"] == pytest.approx(line["train/cd"] + line["train/kl"], abs=1e-5) for line in logged)
+    assert load(path)["buffer"]["ages"].tolist() == [2 + 3 + 4 + 5 + 5 + 5] * 16  # K from 1 to 5 over four steps
 
 
 def test_every_config_group_option_is_tested_or_needs_a_download():
