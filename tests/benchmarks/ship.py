@@ -1,0 +1,31 @@
+"""Make the weights that ship out of a run and its evaluation:
+
+python evaluate.py checkpoint=RUN_DIR evaluation=shipped out=EVALUATION
+python tests/benchmarks/ship.py mnist RUN_DIR EVALUATION/metrics.json
+
+Writes ebm/weights/mnist.pt, the energy and the configuration it was trained with, and mnist.json: recipe, seed, hash of
+the data and the figures measured.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from ebm import checkpoint
+
+name, run, evaluation = sys.argv[1:]
+state, numbers = checkpoint.load(run), json.loads(Path(evaluation).read_text())
+config = state["config"]
+config["data"]["root"] = "data"
+kept = {key: state[key] for key in ("energy", "energy_config", "step", "epoch")}
+checkpoint.save(checkpoint.WEIGHTS / f"{name}.pt", kept | {"config": config})
+parts = ("data", "energy", "sampler", "buffer", "loss", "optimizer", "scheduler", "train", "seed")
+described = {
+    "recipe": {part: config[part] for part in parts},
+    "steps": state["step"],
+    "training_minutes": round(state["loop"]["seconds"] / 60, 1),
+    "rollbacks": state["guard"]["rollbacks"],
+    "protocol": numbers.pop("protocol"),
+    "figures": {key: value for key, value in numbers.items() if key not in ("checkpoint", "skipped")},
+}
+(checkpoint.WEIGHTS / f"{name}.json").write_text(json.dumps(described, indent=1) + "\n")
