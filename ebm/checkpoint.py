@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 FORMAT = 1
+WEIGHTS = Path(__file__).with_name("weights")  # that ship with the package, each beside its figures
 MARK = b"sha256:"  # and 64 hexadecimal digits: the comment at the end of the zip file that a checkpoint is
 
 
@@ -93,13 +94,15 @@ def step_of(file: Path) -> int:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The checkpoint of a file, or the newest whole one of a run directory, on the CPU, in our format whoever
-    wrote it.
+    """The checkpoint of a file, the newest whole one of a run directory, or the weights that ship under a name (mnist),
+    on the CPU, in our format whoever wrote it.
 
     Reads tensors and plain values only (`weights_only=True`); nothing in the file is executed. Warns of every torn
     checkpoint it passes over. Raises CheckpointError for what is missing, torn or something else.
     """
     path = Path(str(path))
+    if not path.exists() and (WEIGHTS / f"{path}.pt").is_file():
+        path = WEIGHTS / f"{path}.pt"
     if not path.is_dir():
         return load_file(path)
     folder = path / "checkpoints"
@@ -124,7 +127,10 @@ def newest_whole(files: Iterable[Path], source: Path) -> dict[str, Any]:
 def load_file(file: Path) -> dict[str, Any]:
     """The checkpoint in one file; see `load`."""
     if not file.is_file():
-        raise CheckpointError(f"checkpoint={file} does not exist: give a run directory or a checkpoint file")
+        names = ", ".join(sorted(shipped.stem for shipped in WEIGHTS.glob("*.pt")))
+        raise CheckpointError(
+            f"checkpoint={file} does not exist: give a run directory, a checkpoint file or weights that ship: {names}"
+        )
     try:
         content = file.read_bytes()
         _check_container(content)
