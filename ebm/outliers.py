@@ -46,6 +46,8 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
     if name in OTHERS or "/" in name:
         if len(dataset.shape) != 3:
             raise ValueError("images are no outliers to vectors")
+        if OTHERS.get(name) == dataset.name:
+            raise ValueError("it is the data set itself")
         if "/" not in name:
             return _like(_torchvision_test(OTHERS[name], root), dataset.shape)
         folder = image_folder(name, dataset.shape[-1], 3)

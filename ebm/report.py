@@ -59,6 +59,20 @@ class Section:
         return "\n".join(body)
 
 
+def triple(numbers: Mapping[str, Any], key: str) -> list[float]:
+    """(value, low, high) for a figure; all the value where there is no interval."""
+    return [numbers[key], *numbers.get(f"{key}/ci95", [numbers[key]] * 2)]
+
+
+def shown(numbers: Mapping[str, Any], key: str, digits: int = 4, interval: bool = False) -> str:
+    """The number for a table, with its interval where it has one and that is asked for."""
+    if key not in numbers:
+        return "—"
+    low_high = numbers.get(f"{key}/ci95") if interval else None
+    between = " [" + ", ".join(f"{value:.{digits}f}" for value in low_high) + "]" if low_high else ""
+    return f"{numbers[key]:.{digits}f}{between}"
+
+
 def write(
     path: Path, title: str, sections: Sequence[Section], skipped: Mapping[str, str], protocol: Mapping[str, Any]
 ) -> None:
