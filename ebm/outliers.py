@@ -52,10 +52,8 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
             return _like(_torchvision_test(OTHERS[name], root), dataset.shape)
         folder = image_folder(name, dataset.shape[-1], 3)
         return _like(torch.cat([folder.train, folder.test]), dataset.shape)
-    if name == "train":
-        return dataset.train
-    if name == "test":
-        return dataset.test
+    if name in ("train", "test"):
+        return getattr(dataset, name)
     x = scaled(dataset.test)
     kind, _, level = name.partition("_")
     if name == "noise":
