@@ -81,11 +81,10 @@ class Evaluation:
     ) -> None:  # fmt: skip
         """A table, printed, with the pictures so far: rows[key] are the cells under `header`, and each of the `columns`
         has the number under its key, made of the row's; those of `intervals` (None: all) with the interval."""
-        table = [
-            cells + [report.shown(self.numbers, of.format(key), digits, intervals is None or name in intervals)
-                     for name, of in columns.items()]
-            for key, cells in rows.items()
-        ]  # fmt: skip
+        table = [list(cells) for cells in rows.values()]
+        for key, line in zip(rows, table, strict=True):
+            for name, of in columns.items():
+                line.append(report.shown(self.numbers, of.format(key), digits, intervals is None or name in intervals))
         self.sections.append(report.Section(title, [*header, *columns], table, notes, self.pictures))
         self.pictures = {}
         print(self.sections[-1].text(), flush=True)

@@ -38,21 +38,18 @@ def mosaic(x: Tensor, gap: int = 2) -> NDArray[np.uint8]:
     return tiles.swapaxes(1, 2).reshape(rows * height, columns * width, 3)[:-gap, :-gap]
 
 
-def _rows(x: Tensor, columns: int) -> Tensor:
-    """(N, …) → (R, columns, …), the last row filled up with white."""
-    missing = -len(x) % columns
-    return torch.cat([x, x.new_ones(missing, *x.shape[1:])]).unflatten(0, (-1, columns))
-
-
-def enlarged(picture: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Every pixel as factor × factor pixels, so that viewers do not blur it."""
-    return picture.repeat(factor, axis=-3).repeat(factor, axis=-2)
+def _sheet(x: Tensor, columns: int, side: int) -> Image.Image:
+    """Images (N, C, H, W) in rows of `columns`, the last row filled up with white. Every pixel as a square of pixels,
+    about `side` an image, so that viewers do not blur it."""
+    x = torch.cat([x, x.new_ones(-len(x) % columns, *x.shape[1:])])
+    factor = max(1, round(side / x.shape[-1]))
+    picture = mosaic(x.unflatten(0, (-1, columns)))
+    return Image.fromarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
 def grid(path: Path, x: Tensor, columns: int = 8) -> None:
     """Images (N, C, H, W) in rows of `columns`, about 100 pixels an image."""
-    factor = max(1, round(84 / x.shape[-1]))
-    Image.fromarray(enlarged(mosaic(_rows(x, columns)), factor)).save(path)
+    _sheet(x, columns, 84).save(path)
 
 
 def labelled_rows(path: Path, x: Tensor, columns: Sequence[str], rows: Sequence[str], title: str = "") -> None:
@@ -82,8 +79,7 @@ def strips(path: Path, trace: Tensor, steps: Sequence[int]) -> None:
 
 def animation(path: Path, trace: Tensor, columns: int = 8, milliseconds: int = 80) -> None:
     """Snapshots (T, N, C, H, W) as a GIF that rests on the last one for two seconds and starts again."""
-    factor = max(1, round(56 / trace.shape[-1]))
-    frames = [Image.fromarray(enlarged(mosaic(_rows(x, columns)), factor)) for x in trace]
+    frames = [_sheet(x, columns, 56) for x in trace]
     durations = [milliseconds] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 

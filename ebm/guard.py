@@ -94,8 +94,7 @@ class Guard:
             return None
         fired = None
         for name, value in self._values(numbers).items():
-            limit = self.limits[name]
-            if limit is None:
+            if (limit := self.limits[name]) is None:
                 continue
             self.strikes[name] = self.strikes[name] + 1 if value > limit else 0
             needed = 1 if name == "noise_score" else self.patience  # validations are rare, and of many images

@@ -76,12 +76,10 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
         raise ValueError(f"ood.sets: {name} is no set that is known; a folder of images needs a / in its path")
     if x.dim() != 4:
         raise ValueError("made of images, the data are vectors")
-    if name == "rotated":
-        return x.rot90(2, dims=(-2, -1))
-    if name == "rotated90":
-        if x.shape[-1] != x.shape[-2]:
-            raise ValueError(f"needs square images, the data's are {x.shape[-2]}×{x.shape[-1]}")
-        return x.rot90(1, dims=(-2, -1))
+    if name == "rotated90" and x.shape[-1] != x.shape[-2]:
+        raise ValueError(f"needs square images, the data's are {x.shape[-2]}×{x.shape[-1]}")
+    if name in ("rotated", "rotated90"):
+        return x.rot90(2 if name == "rotated" else 1, dims=(-2, -1))
     if name == "blurred":
         side = min(9, 2 * min(x.shape[-2:]) - 1)  # what reflection at the edges can fill
         return functional.gaussian_blur(x, [side, side], [1.5, 1.5])

@@ -48,25 +48,20 @@ def _start(run_dir: Path, config: dict[str, Any], mode: Any, project: str = "pla
 
 
 def log_evaluation(
-    folder: Path,
-    numbers: Mapping[str, Any],
-    pictures: Mapping[str, Path],
-    config: dict[str, Any],
-    mode: str = "offline",
-    job_type: str | None = None,
-    checkpoint: bool = False,
-    **names: Any,
+    folder: Path, numbers: Mapping[str, Any], pictures: Mapping[str, Path], config: dict[str, Any], **settings: Any
 ) -> None:
     """An evaluation as a W&B run in `folder`: each number as eval/KEY, all of them with their intervals as the table
-    eval/table, pictures as eval/NAME. The rest as for `Tracker`. Nothing where `mode` is disabled."""
-    if check.choice("wandb.mode", mode, MODES) == "disabled":
+    eval/table, pictures as eval/NAME. `settings` as for `Tracker`; nothing where they say disabled."""
+    settings = {"mode": "offline"} | settings | {"job_type": settings.get("job_type") or "evaluate"}
+    settings.pop("checkpoint", None)
+    if check.choice("wandb.mode", settings["mode"], MODES) == "disabled":
         return
     single = {key: value for key, value in numbers.items() if isinstance(value, float)}
     table = wandb.Table(columns=["metric", "value", "low", "high"])
     for key, value in single.items():
         table.add_data(key, value, *numbers.get(f"{key}/ci95", (None, None)))
     images = {f"eval/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
-    with _start(folder, config, mode, job_type=job_type or "evaluate", **names) as run:
+    with _start(folder, config, **settings) as run:
         run.log({f"eval/{key}": value for key, value in single.items()} | images | {"eval/table": table})
 
 
