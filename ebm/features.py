@@ -30,10 +30,11 @@ def data_hash(dataset: Dataset) -> str:
 
 def weights_hash(state: dict[str, Tensor]) -> str:
     """SHA-256 of a state dict's names and values, first 16 hex digits."""
-    parts = (
-        name.encode() + value.detach().cpu().contiguous().numpy().tobytes() for name, value in sorted(state.items())
-    )
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Classifier(nn.Module):
@@ -63,30 +64,26 @@ class Classifier(nn.Module):
         return self.head(self.body(x))
 
 
-def _untrained(dataset: Dataset) -> tuple[Classifier, Tensor]:
-    """A network for the data set's classes, and its labels. Raises ValueError where there are none."""
-    if dataset.train_labels is None:
-        raise ValueError(f"data set {dataset.name} has no labels to train a classifier with")
-    return Classifier(dataset.shape, int(dataset.train_labels.max()) + 1), dataset.train_labels
-
-
 def train_classifier(
     dataset: Dataset, epochs: int = 3, seed: int = 0, device: str | torch.device = "cpu"
 ) -> Classifier:
     """A `Classifier` of the data set's labels, the same for the same data and seed. Raises ValueError without."""
+    if dataset.train_labels is None:
+        raise ValueError(f"data set {dataset.name} has no labels to train a classifier with")
     with torch.random.fork_rng(devices=[]):  # constructors of modules take no generator
         torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-        net, labels = _untrained(dataset)
+        net = Classifier(dataset.shape, int(dataset.train_labels.max()) + 1)
     net.to(memory_format=torch.channels_last).to(device).train()
-    labels = labels.to(device)
+    labels = dataset.train_labels.to(device)
     batches = Batches(dataset.train, min(128, len(dataset.train)), torch.Generator(device).manual_seed(seed))
     total = epochs * batches.steps_per_epoch
     optimizer = torch.optim.Adam(net.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=total)
     for _ in range(total):
         x = batches.next()
-        chosen = batches.order[batches.batch_size * (batches.position - 1) :][: len(x)]
-        loss = functional.cross_entropy(net(x), labels[chosen])
+        start = (batches.position - 1) * batches.batch_size
+        y = labels[batches.order[start : start + batches.batch_size]]
+        loss = functional.cross_entropy(net(x), y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -107,7 +104,9 @@ def cached_classifier(
     name = hashlib.sha256(f"{RECIPE} {data_hash(dataset)}".encode()).hexdigest()[:16]
     file = (Path(cache) if cache else cache_folder()) / f"classifier-{name}.pt"
     try:
-        net, _ = _untrained(dataset)
+        if dataset.train_labels is None:
+            raise ValueError("no labels")
+        net = Classifier(dataset.shape, int(dataset.train_labels.max()) + 1)
         net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         net.to(memory_format=torch.channels_last).to(device).eval().requires_grad_(False)
     except Exception:  # missing, torn, another layout: whatever loading can raise
