@@ -8,6 +8,7 @@ import math
 import platform
 import shutil
 import tempfile
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -27,11 +28,14 @@ import ebm
 from ebm import ais, check, checkpoint, densities, features, figures, metrics, report, tracking
 from ebm.cli import one_line_errors, output_folder, pick_device
 from ebm.data import Dataset, scaled
-from ebm.outliers import OTHERS, folder_of, outliers
+from ebm.outliers import folder_of, outliers
 from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
 from sample import dataset_of, sampler_of
 
-OTHER_SCORES = ("gradient_norm", "typicality")
+OTHER_SCORES = {  # of images x whose scores are s, beside those of the training images
+    "gradient_norm": lambda ev, x, s, train: metrics.gradient_norms(ev.energies[0], x, **ev.how),
+    "typicality": lambda ev, x, s, train: metrics.typicality(s, train),
+}
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Evaluation:
     numbers: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     sections: list[report.Section] = field(default_factory=list)
+    pictures: dict[str, str] = field(default_factory=dict)  # of the next section: captions by file name
 
     def put(self, key: str, value: float, ci95: list[float] | None = None) -> None:
         if not np.isfinite([value, *(ci95 or [])]).all():
@@ -62,24 +67,51 @@ class Evaluation:
     def put_mean(self, key: str, values: metrics.Array) -> None:
         self.put(key, float(values.mean()), metrics.mean_ci95(values, self.cfg.bootstrap, self.rng()))
 
-    def shown(self, key: str, digits: int = 4) -> str:
-        """The number with its interval, for a table."""
-        if key not in self.numbers:
-            return "—"
-        ci95 = self.numbers.get(f"{key}/ci95")
-        between = f" [{ci95[0]:.{digits}f}, {ci95[1]:.{digits}f}]" if ci95 else ""
-        return f"{self.numbers[key]:.{digits}f}{between}"
-
     def triple(self, key: str) -> list[float]:
-        """(value, low, high) for a figure."""
-        return [self.numbers[key], *self.numbers.get(f"{key}/ci95", [self.numbers[key]] * 2)]
+        return report.triple(self.numbers, key)
+
+    def picture(self, name: str, caption: str, draw: Callable[..., None], *what: Any) -> None:
+        """A file that `draw` makes of `what`, for the next section."""
+        draw(self.folder / name, *what)
+        self.pictures[name] = caption
+
+    def section(
+        self, title: str, header: list[str], columns: dict[str, str], rows: dict[str, list[str]], notes: list[str],
+        digits: int = 4, intervals: Container[str] | None = None,
+    ) -> None:  # fmt: skip
+        """A table, printed, with the pictures so far: rows[key] are the cells under `header`, and each of the `columns`
+        has the number under its key, made of the row's; those of `intervals` (None: all) with the interval."""
+        table = [list(cells) for cells in rows.values()]
+        for key, line in zip(rows, table, strict=True):
+            for name, of in columns.items():
+                line.append(report.shown(self.numbers, of.format(key), digits, intervals is None or name in intervals))
+        self.sections.append(report.Section(title, [*header, *columns], table, notes, self.pictures))
+        self.pictures = {}
+        print(self.sections[-1].text(), flush=True)
 
     def rng(self) -> np.random.Generator:
         """The bootstrap's generator; a new one a quantity, so that none depends on what else is evaluated."""
         return np.random.default_rng(self.cfg.seed)
 
-    def generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.cfg.seed)
+    def chosen(self, x: Tensor, count: int) -> Tensor:
+        """`count` random places of `x`, the same at each call."""
+        return torch.randperm(len(x), generator=torch.Generator().manual_seed(self.cfg.seed))[:count]
+
+    @property
+    def how(self) -> dict[str, Any]:
+        return {"batch_size": self.cfg.batch_size, "device": self.device}
+
+    def scores(self, x: Tensor) -> metrics.Array:
+        return metrics.scores(self.energies[0], x, **self.how)
+
+    def noise(self, count: int) -> Tensor:
+        """Where chains start: the first ones are the same whatever the count."""
+        return uniform_noise((count, *self.dataset.shape), chain_generators(self.cfg.seed + 1, count))
+
+    def sampled(self, x: Tensor, steps: int) -> Tensor:
+        """Chains `x` after `steps` steps, on the CPU."""
+        generators = chain_generators(self.cfg.seed, len(x), self.device)
+        return trace_in_batches(self.sampler, self.energies[0], x, generators, self.cfg.batch_size, steps, steps)[-1]
 
     @cached_property
     def classifier(self) -> tuple[features.Classifier, dict[str, Any]]:
@@ -90,15 +122,11 @@ def ood(ev: Evaluation) -> None:
     """Scores of outliers and how well they are told from the test images."""
     cfg, data = ev.cfg.ood, ev.dataset
     root = cfg.root or ev.cfg.data.root or ev.state["config"].get("data", {}).get("root") or "data"
-    how = {"batch_size": ev.cfg.batch_size, "device": ev.device}
-    scores: dict[str, dict[str, metrics.Array]] = {"score": {}}  # by the score's name, then the set's
+    scores: dict[str, dict[str, metrics.Array]] = {}  # by the score's name, then the set's
     members: dict[str, list[metrics.Array]] = {}  # scores by every energy of the ensemble
     examples: dict[str, Tensor] = {}
     for name in dict.fromkeys(["train", "test", *cfg.sets]):
         key = folder_of(name)
-        if OTHERS.get(name, "") == data.name:
-            ev.skipped[f"ood/{key}"] = "it is the data set itself"
-            continue
         try:
             x = outliers(name, data, root, ev.cfg.noise_std, ev.cfg.seed)
         except ValueError as error:
@@ -106,80 +134,59 @@ def ood(ev: Evaluation) -> None:
                 raise
             ev.skipped[f"ood/{key}"] = str(error)
             continue
-        members[key] = [metrics.scores(energy, x, **how) for energy in ev.energies]
-        scores["score"][key] = members[key][0]
-        for other in cfg.scores:
-            values = (
-                metrics.gradient_norms(ev.energies[0], x, **how)
-                if other == "gradient_norm"
-                else metrics.typicality(members[key][0], members["train"][0])
-            )
-            scores.setdefault(other, {})[key] = values
+        members[key] = [metrics.scores(energy, x, **ev.how) for energy in ev.energies]
+        plain, train = members[key][0], members["train"][0]
+        found = {"score": plain} | {other: OTHER_SCORES[other](ev, x, plain, train) for other in cfg.scores}
         if len(ev.energies) > 1:
-            for other, values in zip(
-                ("ensemble_mean", "ensemble_spread"), metrics.ensemble(members[key], members["train"]), strict=True
-            ):
-                scores.setdefault(other, {})[key] = values
+            found["ensemble_mean"], found["ensemble_spread"] = metrics.ensemble(members[key], members["train"])
+        for other, values in found.items():
+            scores.setdefault(other, {})[key] = values
         if key != "train":
             examples[key] = scaled(x[:: max(len(x) // 4, 1)][:4] if name == "constant" else x[:4])
 
-    for key, values in scores["score"].items():
+    by_set = scores["score"]
+    for key, values in by_set.items():
         ev.put(f"score/{key}/mean", values.mean())
         ev.put(f"score/{key}/std", values.std(ddof=1))
-    for score, sets in scores.items():
-        suffix = "" if score == "score" else f"/{score}"
+    suffixes = {score: "" if score == "score" else f"/{score}" for score in scores}
+    for kind, sets in scores.items():
         for key, values in sets.items():
-            numbers = metrics.separation(sets["test"], values)
             ci95 = metrics.separation_ci95(sets["test"], values, ev.cfg.bootstrap, ev.rng())
-            for name, value in numbers.items():
-                ev.put(f"{name}/{key}{suffix}", value, ci95[name])
+            for name, value in metrics.separation(sets["test"], values).items():
+                ev.put(f"{name}/{key}{suffixes[kind]}", value, ci95[name])
 
-    plain = scores["score"]
-    pictures = {"scores.png": "Scores −E(x) of every set, each to its own height."}
-    figures.scores(ev.folder / "scores.png", plain)
-    outside = {key: values for key, values in plain.items() if key != "test"}
-    figures.roc(ev.folder / "roc.png", plain["test"], outside)
-    pictures["roc.png"] = f"Test images accepted over outliers accepted as the threshold on −E(x) falls ({data.name})."
+    ev.picture("scores.png", "Scores −E(x) of every set, each to its own height.", figures.scores, by_set)
+    outside = {key: values for key, values in by_set.items() if key != "test"}
+    caption = f"Test images accepted over outliers accepted as the threshold on −E(x) falls ({data.name})."
+    ev.picture("roc.png", caption, figures.roc, by_set["test"], outside)
     if len(scores) > 1:
-        by_score = {s: {k: ev.triple(f"auroc/{k}" + f"/{s}" * (s != "score")) for k in outside} for s in scores}
-        figures.intervals(ev.folder / "auroc.png", {"AUROC": by_score})
-        pictures["auroc.png"] = "AUROC by set and score, with 95 % bootstrap intervals."
+        by_score = {score: {k: ev.triple(f"auroc/{k}{suffix}") for k in outside} for score, suffix in suffixes.items()}
+        caption = "AUROC by set and score, with 95 % bootstrap intervals."
+        ev.picture("auroc.png", caption, figures.intervals, {"AUROC": by_score})
     if len(data.shape) == 3:
-        figures.scored_images(
-            ev.folder / "examples.png", examples, {k: plain[k][: len(x)] for k, x in examples.items()}
-        )
-        pictures["examples.png"] = "Four images of every set with their scores."
-    others = [s for s in scores if s != "score"]
-    header = ["set", "images", "score", "± std", "AUROC", "AUPR", "FPR95", *(f"AUROC {s}" for s in others)]
-    rows = [
-        [key, str(len(v)), f"{v.mean():.4f}", f"{v.std(ddof=1):.4f}", ev.shown(f"auroc/{key}")]
-        + [f"{ev.numbers[f'{name}/{key}']:.4f}" for name in ("aupr", "fpr95")]
-        + [f"{ev.numbers[f'auroc/{key}/{s}']:.4f}" for s in others]
-        for key, v in plain.items()
-    ]
+        theirs = {k: by_set[k][: len(x)] for k, x in examples.items()}
+        caption = "Four images of every set with their scores."
+        ev.picture("examples.png", caption, figures.scored_images, examples, theirs)
+    columns = {"score": "score/{}/mean", "± std": "score/{}/std"}
+    columns |= {"AUROC": "auroc/{}", "AUPR": "aupr/{}", "FPR95": "fpr95/{}"}
+    columns |= {f"AUROC {score}": f"auroc/{{}}/{score}" for score in scores if score != "score"}
+    rows = {key: [key, str(len(values))] for key, values in by_set.items()}
     notes = [f"score: −E(x), higher is more likely.  AUROC: of the {data.name} test images against the set"]
-    ev.sections.append(report.Section("Outliers", header, rows, notes, pictures))
+    ev.section("Outliers", ["set", "images"], columns, rows, notes, intervals=["AUROC"])
 
 
 def drawn(ev: Evaluation, count: int) -> dict[str, Tensor]:
     """Images to compare with the test images, by key: after each number of steps from noise and from the buffer, and
     `count` training images ("real"). Each number of steps is a run of its own, for samplers that anneal."""
-    cfg, data = ev.cfg.samples, ev.dataset
-    starts = {"": uniform_noise((count, *data.shape), chain_generators(ev.cfg.seed + 1, count))}
+    starts = {"": ev.noise(count)}
     held = ev.state["buffer"]["chains"] if "buffer" in ev.state else torch.empty(0)
     if len(held) >= count:
-        starts["/buffer"] = held[torch.randperm(len(held), generator=ev.generator())[:count]]
+        starts["/buffer"] = held[ev.chosen(held, count)]
     else:
         ev.skipped["samples/buffer"] = f"the checkpoint holds {len(held)} chains of a replay buffer, {count} are needed"
-    images = {}
-    for suffix, start in starts.items():
-        for steps in cfg.steps:
-            generators = chain_generators(ev.cfg.seed, count, ev.device)
-            images[f"{steps}{suffix}"] = trace_in_batches(
-                ev.sampler, ev.energies[0], start, generators, ev.cfg.batch_size, steps, steps
-            )[-1]
-    images["real"] = scaled(data.train[torch.randperm(len(data.train), generator=ev.generator())[:count]])
-    return images
+    steps = ev.cfg.samples.steps
+    images = {f"{k}{suffix}": ev.sampled(start, k) for suffix, start in starts.items() for k in steps}
+    return images | {"real": scaled(ev.dataset.train[ev.chosen(ev.dataset.train, count)])}
 
 
 def samples(ev: Evaluation) -> None:
@@ -197,15 +204,14 @@ def samples(ev: Evaluation) -> None:
         ev.skipped["samples/inception"] = "no weights of torch-fidelity's Inception were given (samples.inception)"
     else:
         spaces[f"inception-n{count}"] = features.Inception(cfg.inception).to(ev.device)
-    how = {"batch_size": ev.cfg.batch_size, "device": ev.device}
     images = drawn(ev, count)
-    pick = torch.randperm(len(data.test), generator=ev.generator())[:count]
+    pick = ev.chosen(data.test, count)
+    few = min(ev.cfg.bootstrap, 100)  # each Fréchet distance takes an eigenvalue problem
     for space, net in spaces.items():
-        test = features.features_of(net, data.test, **how)
+        test = features.features_of(net, data.test, **ev.how)
         for key, x in images.items():
-            fake = features.features_of(net, x, **how)
+            fake = features.features_of(net, x, **ev.how)
             ev.put(f"kid/{space}/{key}", *metrics.kernel_distance(test[pick], fake, ev.cfg.bootstrap, ev.rng()))
-            few = min(ev.cfg.bootstrap, 100)  # each takes an eigenvalue problem
             low_high = metrics.frechet_ci95(test, fake, few, ev.rng())
             ev.put(f"frechet/{space}/{key}", metrics.frechet(test, fake), low_high)
             for name, values in metrics.manifold_quality(test[pick], fake, cfg.neighbours).items():
@@ -213,7 +219,7 @@ def samples(ev: Evaluation) -> None:
     real_distances, _ = metrics.nearest(data.test[pick], data.train)
     shares: dict[str, metrics.Array] = {}
     for key, x in images.items():
-        logits = metrics.in_batches(classifier, x, **how)
+        logits = metrics.in_batches(classifier, x, **ev.how)
         counts = np.bincount(logits.argmax(dim=1).numpy(), minlength=logits.shape[1])
         shares[key] = counts / counts.sum()
         low_high = metrics.entropy_ci95(counts, ev.cfg.bootstrap, ev.rng())
@@ -233,42 +239,28 @@ def samples(ev: Evaluation) -> None:
         title: {name: {s: ev.triple(f"{key}/{s}{suffix}") for s in cfg.steps} for name, suffix in starts.items()}
         for title, key in curves.items()
     }
-    figures.by_steps(ev.folder / "quality.png", panels, {title: ev.numbers[f"{k}/real"] for title, k in curves.items()})
-    rows = torch.stack([images[f"{steps}"][:12] for steps in cfg.steps])
-    figures.labelled_rows(ev.folder / "samples.png", rows, [""] * rows.shape[1], [f"{s} steps" for s in cfg.steps])
-    _, index = metrics.nearest(images[shown][:12], data.train)
-    pairs = torch.stack([images[shown][:12], scaled(data.train[index])])
-    figures.labelled_rows(ev.folder / "nearest.png", pairs, [""] * pairs.shape[1], ["sample", "nearest"])
-    figures.histogram(ev.folder / "classes.png", {f"{shown} steps": shares[shown], "real images": shares["real"]})
-    pictures = {
-        "quality.png": f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: training images.",
-        "samples.png": "The same twelve chains from noise, after more and more steps.",
-        "nearest.png": f"Samples after {shown} steps over their nearest training images.",
-        "classes.png": f"Classes of samples after {shown} steps, and of real images.",
-    }
-    header = [
-        "samples",
-        "Fréchet",
-        "kernel",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-        "entropy",
-        "nearest",
-        "copies",
-    ]
-    table = [
-        [_name(key), *(ev.shown(f"{metric}/{space}/{key}", 3) for metric in ("frechet", "kid"))]
-        + [f"{ev.numbers[f'{m}/{space}/{key}']:.3f}" for m in ("precision", "recall", "density", "coverage")]
-        + [f"{ev.numbers[f'{m}/{key}']:.3f}" for m in ("class_entropy", "nearest", "copies")]
-        for key in images
-    ]
+    caption = f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: training images."
+    floors = {title: ev.numbers[f"{key}/real"] for title, key in curves.items()}
+    ev.picture("quality.png", caption, figures.by_steps, panels, floors)
+    trace = torch.stack([images[f"{steps}"][:12] for steps in cfg.steps])
+    caption, labels = "The same twelve chains from noise, after more and more steps.", [f"{s} steps" for s in cfg.steps]
+    ev.picture("samples.png", caption, figures.labelled_rows, trace, [""] * trace.shape[1], labels)
+    some = images[shown][:12]
+    pairs = torch.stack([some, scaled(data.train[metrics.nearest(some, data.train)[1]])])
+    caption, labels = f"Samples after {shown} steps over their nearest training images.", ["sample", "nearest"]
+    ev.picture("nearest.png", caption, figures.labelled_rows, pairs, [""] * len(some), labels)
+    bars = {f"{shown} steps": shares[shown], "real images": shares["real"]}
+    caption = f"Classes of samples after {shown} steps, and of real images."
+    ev.picture("classes.png", caption, figures.histogram, bars)
+    columns = {"Fréchet": f"frechet/{space}/{{}}", "kernel": f"kid/{space}/{{}}"}
+    columns |= {name: f"{name}/{space}/{{}}" for name in ("precision", "recall", "density", "coverage")}
+    columns |= {"entropy": "class_entropy/{}", "nearest": "nearest/{}", "copies": "copies/{}"}
     notes = [
         f"{count} samples a line against the {data.name} test images; features: the classifier's, not Inception's.",
         "nearest: median distance to a training image; copies: share of samples nearer than 99 % of the test images",
     ]
-    ev.sections.append(report.Section("Samples", header, table, notes, pictures))
+    rows = {key: [_name(key)] for key in images}
+    ev.section("Samples", ["samples"], columns, rows, notes, digits=3, intervals=["Fréchet", "kernel"])
 
 
 def _name(key: str) -> str:
@@ -280,16 +272,14 @@ def chains(ev: Evaluation) -> None:
     """Long chains from noise and from data: do they come to tell of one law, and do images stay what they were?"""
     cfg, data = ev.cfg.chains, ev.dataset
     count = min(cfg.count, len(data.test))
-    start = torch.cat(
-        [uniform_noise((count, *data.shape), chain_generators(ev.cfg.seed + 1, count)), scaled(data.test[:count])]
-    ).to(ev.device)
+    start = torch.cat([ev.noise(count), scaled(data.test[:count])]).to(ev.device)
     every = max(1, cfg.steps // 1000)
     kept = np.unique(np.geomspace(every, cfg.steps, 8).round().astype(int) // every * every)
     steps, energies, distances, snapshots = [], [], [], {}
 
     def record(step: int, x: Tensor) -> None:
         steps.append(step)
-        energies.append(-metrics.scores(ev.energies[0], x, len(x), ev.device))
+        energies.append(-ev.scores(x))
         distances.append((x - start).flatten(1).norm(dim=1).double().cpu().numpy())
         if step in kept or step in (0, cfg.steps):
             snapshots[step] = x.cpu().clone()
@@ -313,36 +303,28 @@ def chains(ev: Evaluation) -> None:
         f"{'a' if steady else 'no'} steady state of the sampler within these steps",
     ]
     if len(data.shape) == 3 and data.train_labels is not None:
-        net = ev.classifier[0]
-        before, after = (
-            metrics.in_batches(net, snapshots[s][count:], ev.cfg.batch_size, ev.device).argmax(dim=1)
-            for s in (0, cfg.steps)
-        )
+        ends = (snapshots[step][count:] for step in (0, cfg.steps))
+        before, after = (metrics.in_batches(ev.classifier[0], x, **ev.how).argmax(dim=1) for x in ends)
         ev.put("chains/same_class", float((before == after).double().mean()))
         notes.append(f"of the chains from data {ev.numbers['chains/same_class']:.0%} end in the class they started in")
 
+    named = {f"from {name}": own for name, own in groups.items()}
     lags = settled.shape[1] // 2
     panels = {
-        "energy": {f"from {name}": energy[own] for name, own in groups.items()},
-        "distance from the start": {f"from {name}": distance[own] for name, own in groups.items()},
-        "autocorrelation": {
-            f"from {name}": metrics.autocorrelation(settled[own])[None, :lags] for name, own in groups.items()
-        },
+        "energy": {name: energy[own] for name, own in named.items()},
+        "distance from the start": {name: distance[own] for name, own in named.items()},
+        "autocorrelation": {name: metrics.autocorrelation(settled[own])[None, :lags] for name, own in named.items()},
     }
-    figures.chains(ev.folder / "chains.png", steps, panels)
-    pictures = {"chains.png": "Single chains (thin) and their median: energy, distance; autocorrelation of the energy."}
+    caption = "Single chains (thin) and their median: energy, distance; autocorrelation of the energy."
+    ev.picture("chains.png", caption, figures.chains, steps, panels)
     if len(data.shape) == 3:
-        shown = [*range(min(4, count)), *range(count, count + min(4, count))]
-        trace = torch.stack([x[shown] for x in snapshots.values()])
-        figures.strips(ev.folder / "chain_strips.png", trace, list(snapshots))
-        pictures["chain_strips.png"] = "Chains from noise above, from test images below."
-    rows = [
-        [f"from {name}" if name in groups else "all"]
-        + [ev.shown(f"chains/{what}/{name}", 3) for what in ("energy", "distance", "rhat", "ess")]
-        for name in ("noise", "data", "all")
-    ]
-    header = ["chains", "energy", "distance", "split-R̂", "ESS"]
-    ev.sections.append(report.Section("Chains", header, rows, notes, pictures))
+        trace = torch.stack([torch.cat([x[:count][:4], x[count:][:4]]) for x in snapshots.values()])
+        caption = "Chains from noise above, from test images below."
+        ev.picture("chain_strips.png", caption, figures.strips, trace, list(snapshots))
+    columns = {"energy": "chains/energy/{}", "distance": "chains/distance/{}"}
+    columns |= {"split-R̂": "chains/rhat/{}", "ESS": "chains/ess/{}"}
+    rows = {"noise": ["from noise"], "data": ["from data"], "all": ["all"]}
+    ev.section("Chains", ["chains"], columns, rows, notes, digits=3)
 
 
 def density(ev: Evaluation) -> None:
@@ -351,45 +333,41 @@ def density(ev: Evaluation) -> None:
 
 
 def plane(ev: Evaluation) -> None:
-    grid = densities.midpoints(ev.cfg.densities.cells)
-    log_q = torch.from_numpy(metrics.scores(ev.energies[0], grid, ev.cfg.batch_size, ev.device))
-    test = metrics.scores(ev.energies[0], ev.dataset.test, ev.cfg.batch_size, ev.device)
+    cfg, data = ev.cfg.densities, ev.dataset
+    grid = densities.midpoints(cfg.cells)
+    log_q = torch.from_numpy(ev.scores(grid))
+    test = ev.scores(data.test)
     log_z = densities.log_integral(log_q)
     log_q = log_q - log_z
     ev.put("log_z", log_z)
     ev.put("nll", log_z - test.mean(), metrics.mean_ci95(log_z - test, ev.cfg.bootstrap, ev.rng()))
-    generators = chain_generators(ev.cfg.seed, 4096, ev.device)
-    noise = uniform_noise((4096, 2), chain_generators(ev.cfg.seed + 1, 4096))
-    steps = ev.cfg.densities.steps
-    x = trace_in_batches(ev.sampler, ev.energies[0], noise, generators, ev.cfg.batch_size, steps, steps)[-1]
-    square = (ev.cfg.densities.cells, -1)
-    panels = {"energy": (-log_q).view(square), "density of the model": log_q.exp().view(square)}
-    if ev.dataset.log_prob is None:
-        ev.skipped["kl"] = f"the law of data set {ev.dataset.name} is not known"
+    panels = {"energy": -log_q, "density of the model": log_q.exp()}
+    if data.log_prob is None:
+        ev.skipped["kl"] = f"the law of data set {data.name} is not known"
     else:
-        log_p = ev.dataset.log_prob(grid)
+        log_p = data.log_prob(grid)
         ev.put("kl", densities.kl_on_grid(log_p, log_q))
-        truth = -float(ev.dataset.log_prob(ev.dataset.test).double().mean())
-        ev.put("nll/truth", truth)
-        panels["density of the data"] = log_p.exp().view(square)
-    figures.points(ev.folder / "densities.png", panels | {f"samples, {steps} steps": x, "data": ev.dataset.test[:4096]})
+        ev.put("nll/truth", -float(data.log_prob(data.test).double().mean()))
+        panels["density of the data"] = log_p.exp()
+    panels = {title: values.view(cfg.cells, -1) for title, values in panels.items()}
+    panels |= {f"samples, {cfg.steps} steps": ev.sampled(ev.noise(4096), cfg.steps), "data": data.test[:4096]}
+    caption = f"{data.name}: energy surface, densities, samples and data."
+    ev.picture("densities.png", caption, figures.points, panels)
     keys = ("log_z", "nll", "nll/truth", "kl")
-    rows = [[key, ev.shown(key)] for key in keys if key in ev.numbers]
-    pictures = {"densities.png": f"{ev.dataset.name}: energy surface, densities, samples and data."}
-    notes = [f"integrals over [−1, 1]² on {ev.cfg.densities.cells}² cells; nll: −log-likelihood of the test points"]
-    ev.sections.append(report.Section("Density", ["", "nats"], rows, notes, pictures))
+    rows = {key: [key] for key in keys if key in ev.numbers}
+    notes = [f"integrals over [−1, 1]² on {cfg.cells}² cells; nll: −log-likelihood of the test points"]
+    ev.section("Density", [""], {"nats": "{}"}, rows, notes)
 
 
 def likelihood(ev: Evaluation) -> None:
     cfg, data = ev.cfg.ais, ev.dataset
-    energy, dims = ev.energies[0], math.prod(data.shape)
+    dims, count = math.prod(data.shape), min(cfg.chains, len(data.test))
     generator = torch.Generator(ev.device).manual_seed(ev.cfg.seed)
-    count = min(cfg.chains, len(data.test))
-    x = scaled(data.test[:count]).to(ev.device)
+    x, base = scaled(data.test[:count]).to(ev.device), densities.Uniform(data.shape, ev.device)
     betas = ais.temperatures(cfg.temperatures, cfg.power)
-    base = densities.Uniform(data.shape, ev.device)
-    found = ais.bracket(energy, base, x, generator, betas, cfg.leapfrog, cfg.acceptance, (-1, 1), cfg.burn_in)
-    mean = float(metrics.scores(energy, data.test, ev.cfg.batch_size, ev.device).mean())
+    settings = (cfg.leapfrog, cfg.acceptance, (-1, 1), cfg.burn_in)
+    found = ais.bracket(ev.energies[0], base, x, generator, betas, *settings)
+    mean = float(ev.scores(data.test).mean())
     quantised = math.log2(127.5) if data.test.dtype == torch.uint8 else 0.0  # a byte's width in [−1, 1] is 2/255
     for side in ("lower", "upper"):
         value, error = found.bound(side)
@@ -397,10 +375,6 @@ def likelihood(ev: Evaluation) -> None:
         bits = [(z - mean) / dims / math.log(2) + quantised for z in ev.triple(f"log_z/{side}")]
         ev.put(f"bits_per_dim/{side}", bits[0], bits[1:])
     gap = ev.numbers["log_z/upper"] - ev.numbers["log_z/lower"]
-    rows = [
-        [name, *(ev.shown(f"{key}/{side}", 3) for side in ("lower", "upper"))]
-        for key, name in (("log_z", "log Z, nats"), ("bits_per_dim", "bits per dim"))
-    ]
     notes = [
         f"{count} chains of AIS, {cfg.temperatures} temperatures, acceptance {found.acceptance:.2f}",
         f"The upper bound, {gap:.1f} nats above the lower, holds only if chains of exp(−E) from test images have "
@@ -408,7 +382,9 @@ def likelihood(ev: Evaluation) -> None:
     ]
     if "chains/steady_state" in ev.numbers:
         notes.append(f"steady state by the chains' split-R̂: {'yes' if ev.numbers['chains/steady_state'] else 'no'}")
-    ev.sections.append(report.Section("Likelihood", ["", "lower bound", "upper bound"], rows, notes, {}))
+    columns = {"lower bound": "{}/lower", "upper bound": "{}/upper"}
+    rows = {"log_z": ["log Z, nats"], "bits_per_dim": ["bits per dim"]}
+    ev.section("Likelihood", [""], columns, rows, notes, digits=3)
 
 
 PARTS = {"ood": ood, "samples": samples, "chains": chains, "densities": density}
@@ -420,8 +396,8 @@ def check_numbers(cfg: DictConfig) -> None:
     check.number("noise_std", cfg.noise_std, 0)
     check.number("chains.rhat", cfg.chains.rhat, 1)
     check.number("ais.power", cfg.ais.power, 0, open_low=True)
-    check.number("ais.burn_in", cfg.ais.burn_in, 0, integer=True)
-    least = {"batch_size": 1, "bootstrap": 2, "samples.count": 8, "samples.neighbours": 1, "chains.count": 2}
+    least = {"ais.burn_in": 0}
+    least |= {"batch_size": 1, "bootstrap": 2, "samples.count": 8, "samples.neighbours": 1, "chains.count": 2}
     least |= {"chains.steps": 16, "densities.cells": 2, "densities.steps": 1, "ais.chains": 2, "ais.temperatures": 1}
     for key, low in least.items():
         check.number(key, OmegaConf.select(cfg, key), low, integer=True)
@@ -432,7 +408,7 @@ def check_numbers(cfg: DictConfig) -> None:
     for part in cfg.evaluation.parts:
         check.choice("evaluation.parts", part, tuple(PARTS))
     for score in cfg.ood.scores:
-        check.choice("ood.scores", score, OTHER_SCORES)
+        check.choice("ood.scores", score, tuple(OTHER_SCORES))
 
 
 def protocol(ev: Evaluation) -> dict[str, Any]:
@@ -476,10 +452,7 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
     with tempfile.TemporaryDirectory(prefix="evaluation-") as aside:
         ev = Evaluation(cfg, states[0], energies, dataset, sampler, device, Path(aside))
         for part in cfg.evaluation.parts:
-            shown = len(ev.sections)
             PARTS[part](ev)
-            for section in ev.sections[shown:]:
-                print(section.text(), flush=True)
         numbers = ev.numbers | {"checkpoint": str(paths[0]), "skipped": ev.skipped, "protocol": protocol(ev)}
         title = f"{cfg.evaluation.name}: {Path(paths[0]).name} on {dataset.name}"
         report.write(ev.folder / "report.html", title, ev.sections, ev.skipped, numbers["protocol"])

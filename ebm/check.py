@@ -21,14 +21,12 @@ def number(
     valid = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)  # type: ignore[arg-type]
     if valid and (low < value if open_low else low <= value) and value <= high:
         return value
-    kind = "an integer" if integer else "a number"
+    accepted = "an integer" if integer else "a number"
     if high < math.inf:
-        span = f" in {'(' if open_low else '['}{low:g}, {high:g}]"
+        accepted += f" in {'(' if open_low else '['}{low:g}, {high:g}]"
     elif low > -math.inf:
-        span = f" {'>' if open_low else '>='} {low:g}"
-    else:
-        span = ""
-    raise ValueError(f"{key} must be {kind}{span}, got {value!r}")
+        accepted += f" {'>' if open_low else '>='} {low:g}"
+    raise ValueError(f"{key} must be {accepted}, got {value!r}")
 
 
 def choice(key: str, value: Any, accepted: tuple[Any, ...]) -> Any:

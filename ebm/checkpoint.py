@@ -204,13 +204,9 @@ def _from_tutorial(file: Path, state: dict[str, Any]) -> dict[str, Any]:
     """The tutorial's Lightning file. Its network returns −E: the sign is turned in the last layer."""
     prefix = "cnn.cnn_layers."
     try:
-        weights = {
-            f"layers.{name.removeprefix(prefix)}": value
-            for name, value in state["state_dict"].items()
-            if name.startswith(prefix)
-        }
-        for name in ("layers.11.weight", "layers.11.bias"):
-            weights[name] = -weights[name]
+        theirs = {name: value for name, value in state["state_dict"].items() if name.startswith(prefix)}
+        weights = {f"layers.{name.removeprefix(prefix)}": value for name, value in theirs.items()}
+        weights |= {name: -weights[name] for name in ("layers.11.weight", "layers.11.bias")}
         hidden = len(weights["layers.2.weight"])
         shape = list(state["hyper_parameters"]["img_shape"])
     except (KeyError, TypeError, AttributeError) as error:
@@ -258,11 +254,8 @@ def _energy_class(target: str, source: str | Path) -> type[nn.Module]:
         if package != "ebm" and module not in sys.modules:
             spec = importlib.util.find_spec(package)
             origin = Path(spec.origin if spec and spec.origin else "/").resolve()
-            own = [
-                Path.cwd(),
-                *(Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path),
-            ]
-            if not any(map(origin.is_relative_to, own)) or "site-packages" in origin.parts:
+            own = [Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+            if not any(map(origin.is_relative_to, [Path.cwd(), *own])) or "site-packages" in origin.parts:
                 raise ImportError("it is none of ebm's; import it first if you trust it")
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -273,14 +266,13 @@ def _energy_class(target: str, source: str | Path) -> type[nn.Module]:
 
 
 def _differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    def described(x: Tensor | None) -> str:
+        return "" if x is None else f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+
     for key in sorted(ours.keys() | theirs.keys()):
-        if key not in theirs:
-            return f"{key} is missing"
-        if key not in ours:
-            return f"{key} is unknown"
-        got, want = ((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in (theirs[key], ours[key]))
+        got, want = described(theirs.get(key)), described(ours.get(key))
         if got != want:
-            return f"{key} is {got[1]} {got[0]}, not {want[1]} {want[0]}"
+            return f"{key} is {got}, not {want}" if got and want else f"{key} is {'unknown' if got else 'missing'}"
     return ""
 
 

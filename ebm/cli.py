@@ -44,9 +44,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(
-            f"device must be auto, cpu, cuda, cuda:N or mps, and be there; got {name!r}: {str(error).splitlines()[0]}"
-        ) from error
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, and be there; got {name!r}: {why}") from error
     torch.backends.cudnn.deterministic = True  # same seed, same bits
     return device
 

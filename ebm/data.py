@@ -10,6 +10,7 @@ import torch
 import torchvision
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import functional
 
 from ebm import check
 
@@ -135,8 +136,7 @@ def read_image(path: Path, image_size: int, channels: int) -> Tensor:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side)).resize((image_size, image_size), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.view(image_size, image_size, channels).permute(2, 0, 1)
+    return functional.pil_to_tensor(image)
 
 
 class Batches:

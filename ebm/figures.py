@@ -1,8 +1,10 @@
 """Pictures from numbers. Images are (…, C, H, W) in [−1, 1]; every function writes one file."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,6 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 matplotlib.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
+
+
+@contextmanager
+def plot(path: Path, width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> Iterator[Any]:
+    """Axes (rows, columns) of a figure, in inches, that is saved afterwards."""
+    figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
+    yield figure.subplots(rows, columns, squeeze=False, **kwargs)
+    figure.savefig(path)
 
 
 def pixels(x: Tensor) -> NDArray[np.uint8]:
@@ -28,21 +38,18 @@ def mosaic(x: Tensor, gap: int = 2) -> NDArray[np.uint8]:
     return tiles.swapaxes(1, 2).reshape(rows * height, columns * width, 3)[:-gap, :-gap]
 
 
-def _rows(x: Tensor, columns: int) -> Tensor:
-    """(N, …) → (R, columns, …), the last row filled up with white."""
-    missing = -len(x) % columns
-    return torch.cat([x, x.new_ones(missing, *x.shape[1:])]).unflatten(0, (-1, columns))
-
-
-def enlarged(picture: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Every pixel as factor × factor pixels, so that viewers do not blur it."""
-    return picture.repeat(factor, axis=-3).repeat(factor, axis=-2)
+def _sheet(x: Tensor, columns: int, side: int) -> Image.Image:
+    """Images (N, C, H, W) in rows of `columns`, the last row filled up with white. Every pixel as a square of pixels,
+    about `side` an image, so that viewers do not blur it."""
+    x = torch.cat([x, x.new_ones(-len(x) % columns, *x.shape[1:])])
+    factor = max(1, round(side / x.shape[-1]))
+    picture = mosaic(x.unflatten(0, (-1, columns)))
+    return Image.fromarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
 def grid(path: Path, x: Tensor, columns: int = 8) -> None:
     """Images (N, C, H, W) in rows of `columns`, about 100 pixels an image."""
-    factor = max(1, round(84 / x.shape[-1]))
-    Image.fromarray(enlarged(mosaic(_rows(x, columns)), factor)).save(path)
+    _sheet(x, columns, 84).save(path)
 
 
 def labelled_rows(path: Path, x: Tensor, columns: Sequence[str], rows: Sequence[str], title: str = "") -> None:
@@ -72,8 +79,7 @@ def strips(path: Path, trace: Tensor, steps: Sequence[int]) -> None:
 
 def animation(path: Path, trace: Tensor, columns: int = 8, milliseconds: int = 80) -> None:
     """Snapshots (T, N, C, H, W) as a GIF that rests on the last one for two seconds and starts again."""
-    factor = max(1, round(56 / trace.shape[-1]))
-    frames = [Image.fromarray(enlarged(mosaic(_rows(x, columns)), factor)) for x in trace]
+    frames = [_sheet(x, columns, 56) for x in trace]
     durations = [milliseconds] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
@@ -84,97 +90,86 @@ def scores(path: Path, sets: Mapping[str, NDArray[np.float64]]) -> None:
     The axis is linear within ±0.1 around 0, where images lie, and logarithmic beyond, where noise does.
     """
     linear = 0.1
-    figure = Figure(figsize=(5, 0.6 + 0.28 * len(sets)), dpi=200, layout="constrained")
-    axes = figure.add_subplot()
     warped = np.arcsinh(np.concatenate(list(sets.values())) / linear)
     edges = np.linspace(warped.min(), warped.max(), 160)
-    for i, (name, values) in enumerate(sets.items()):
-        counts, _ = np.histogram(np.arcsinh(values / linear), edges)
-        colour = "0.35" if name in ("train", "test") else "C0"
-        axes.stairs(0.9 * counts / counts.max() - i, edges, baseline=-i, fill=True, color=colour, lw=0)
-    axes.axvline(np.arcsinh(np.median(sets["test"]) / linear) if "test" in sets else 0, color="0.35", lw=0.6, zorder=0)
     powers = [10.0**k for k in range(-1, 9)]
     ticks = [t for t in [*(-p for p in powers), 0, *powers] if edges[0] <= np.arcsinh(t / linear) <= edges[-1]]
-    axes.set_xticks(np.arcsinh(np.array(ticks) / linear), [f"{t:g}".replace("-", "−") for t in ticks])
-    axes.set_ylim(1 - len(sets), 1)
-    axes.set_yticks([0.2 - i for i in range(len(sets))], list(sets))
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("score −E(x)")
-    figure.savefig(path)
+    middle = np.arcsinh(np.median(sets["test"]) / linear) if "test" in sets else 0
+    with plot(path, 5, 0.6 + 0.28 * len(sets)) as ((axes,),):
+        for i, (name, values) in enumerate(sets.items()):
+            counts, _ = np.histogram(np.arcsinh(values / linear), edges)
+            colour = "0.35" if name in ("train", "test") else "C0"
+            axes.stairs(0.9 * counts / counts.max() - i, edges, baseline=-i, fill=True, color=colour, lw=0)
+        axes.axvline(middle, color="0.35", lw=0.6, zorder=0)
+        axes.set_xticks(np.arcsinh(np.array(ticks) / linear), [f"{t:g}".replace("-", "−") for t in ticks])
+        axes.set_yticks([0.2 - i for i in range(len(sets))], list(sets))
+        axes.set(ylim=(1 - len(sets), 1), xlabel="score −E(x)")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
 
 
 def scored_images(path: Path, sets: Mapping[str, Tensor], scores: Mapping[str, NDArray[np.float64]]) -> None:
     """A column a set, a row an image (N, C, H, W), each with its score (N,) below it."""
     rows = len(next(iter(sets.values())))
-    figure = Figure(figsize=(1.1 * len(sets), 1.25 * rows + 0.2), dpi=200, layout="constrained")
-    axes = figure.subplots(rows, len(sets), squeeze=False)
-    for column, (name, images) in enumerate(sets.items()):
-        axes[0, column].set_title(name)
-        for row in range(rows):
-            axes[row, column].imshow(pixels(images[row]), interpolation="nearest")
-            axes[row, column].set_xlabel(f"{scores[name][row]:.4f}")
-            axes[row, column].set(xticks=[], yticks=[])
-    figure.savefig(path)
+    with plot(path, 1.1 * len(sets), 1.25 * rows + 0.2, rows, len(sets)) as grid:
+        for column, (name, images) in zip(grid.T, sets.items(), strict=True):
+            column[0].set_title(name)
+            for axes, image, score in zip(column, images, scores[name], strict=False):
+                axes.imshow(pixels(image), interpolation="nearest")
+                axes.set(xlabel=f"{score:.4f}", xticks=[], yticks=[])
 
 
 def chain_state(path: Path, sets: Mapping[str, NDArray[np.float64]], ages: NDArray[np.int64]) -> None:
     """Histograms of the scores (N,) of several sets on one axis, and of the chains' ages (N,) in SGLD steps."""
-    figure = Figure(figsize=(7, 2.4), dpi=200, layout="constrained")
-    left, right = figure.subplots(1, 2)
     edges = np.histogram_bin_edges(np.concatenate(list(sets.values())), 60)
-    for name, values in sets.items():
-        left.hist(values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.5, label=name)
-    left.set(xlabel="score −E(x)", ylabel="share of the images")
-    left.legend(frameon=False)
     grain = max(int(np.gcd.reduce(ages)), 1)  # ages are multiples of K: bins of whole ones, or some stay empty
     width = grain * -(-(int(ages.max()) + grain) // (60 * grain))
-    right.hist(ages, np.arange(0, ages.max() + 2 * width, width), weights=np.full(len(ages), 1 / len(ages)))
-    right.set(xlabel="age, SGLD steps", ylabel="share of the chains")
-    figure.savefig(path)
+    with plot(path, 7, 2.4, 1, 2) as ((left, right),):
+        for name, values in sets.items():
+            left.hist(values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.5, label=name)
+        left.set(xlabel="score −E(x)", ylabel="share of the images")
+        left.legend(frameon=False)
+        right.hist(ages, np.arange(0, ages.max() + 2 * width, width), weights=np.full(len(ages), 1 / len(ages)))
+        right.set(xlabel="age, SGLD steps", ylabel="share of the chains")
 
 
 def roc(path: Path, inliers: NDArray[np.float64], sets: Mapping[str, NDArray[np.float64]]) -> None:
     """ROC curves of scores (N,): share of inliers over share of outliers above a threshold, the latter to log scale."""
-    figure = Figure(figsize=(4.6, 2.8), dpi=200, layout="constrained")
-    axes = figure.add_subplot()
     thresholds = np.quantile(inliers, np.linspace(1, 0, 400))
     tpr = np.concatenate([[0], (inliers[None] >= thresholds[:, None]).mean(axis=1)])
-    for i, (name, values) in enumerate(sets.items()):
-        fpr = 1 - np.searchsorted(np.sort(values), thresholds, side="left") / len(values)
-        style = ("-", "--", ":")[i // 10 % 3]
-        axes.plot(np.concatenate([[0], fpr]), tpr, style, color=f"C{i % 10}", lw=1, label=name)
-    axes.axhline(0.95, color="0.6", lw=0.6)
-    axes.set_xscale("symlog", linthresh=1e-3)
-    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="outliers accepted", ylabel="test images accepted")
-    axes.set_xticks([0, 1e-3, 1e-2, 1e-1, 1], ["0", "0.1 %", "1 %", "10 %", "100 %"])
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=6)
-    figure.savefig(path)
+    with plot(path, 4.6, 2.8) as ((axes,),):
+        for i, (name, values) in enumerate(sets.items()):
+            fpr = 1 - np.searchsorted(np.sort(values), thresholds, side="left") / len(values)
+            style = ("-", "--", ":")[i // 10 % 3]
+            axes.plot(np.concatenate([[0], fpr]), tpr, style, color=f"C{i % 10}", lw=1, label=name)
+        axes.axhline(0.95, color="0.6", lw=0.6)
+        axes.set_xscale("symlog", linthresh=1e-3)
+        axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="outliers accepted", ylabel="test images accepted")
+        axes.set_xticks([0, 1e-3, 1e-2, 1e-1, 1], ["0", "0.1 %", "1 %", "10 %", "100 %"])
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=6)
 
 
 def intervals(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> None:
     """Panels of dots with intervals: panels[title][series][row] is (value, low, high); a colour a series."""
-    rows = {
-        title: list(dict.fromkeys(row for series in own.values() for row in series)) for title, own in panels.items()
-    }
+    rows = {title: list(dict.fromkeys(row for own in panel.values() for row in own)) for title, panel in panels.items()}
     heights = [max(len(names), 2) for names in rows.values()]
-    figure = Figure(figsize=(6, 0.8 + sum(0.17 * height + 0.5 for height in heights)), dpi=200, layout="constrained")
-    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-    names = list(dict.fromkeys(series for own in panels.values() for series in own))
-    for axes, (title, own) in zip(grid, panels.items(), strict=True):
-        for name, values in own.items():
-            i = names.index(name)
-            y = [rows[title].index(row) + 0.5 * ((i + 0.5) / len(names) - 0.5) for row in values]
-            x, low, high = np.array(list(values.values())).T
-            axes.hlines(y, low, high, color=f"C{i % 10}", lw=1)
-            axes.plot(x, y, "o", color=f"C{i % 10}", ms=3, label=name)
-        axes.set_yticks(range(len(rows[title])), rows[title])
-        axes.set_ylim(len(rows[title]) - 0.5, -0.5)
-        axes.grid(axis="x", lw=0.3)
-        axes.set_title(title, loc="left")
-    if len(names) > 1:
-        figure.legend(*grid[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
-    figure.savefig(path)
+    names = list(dict.fromkeys(series for panel in panels.values() for series in panel))
+    size = (6, 0.8 + sum(0.17 * height + 0.5 for height in heights))
+    with plot(path, *size, len(panels), height_ratios=heights) as grid:
+        for (axes,), (title, panel) in zip(grid, panels.items(), strict=True):
+            for name, values in panel.items():
+                i = names.index(name)
+                y = [rows[title].index(row) + 0.5 * ((i + 0.5) / len(names) - 0.5) for row in values]
+                x, low, high = np.array(list(values.values())).T
+                axes.hlines(y, low, high, color=f"C{i % 10}", lw=1)
+                axes.plot(x, y, "o", color=f"C{i % 10}", ms=3, label=name)
+            axes.set_yticks(range(len(rows[title])), rows[title])
+            axes.set_ylim(len(rows[title]) - 0.5, -0.5)
+            axes.grid(axis="x", lw=0.3)
+            axes.set_title(title, loc="left")
+        if len(names) > 1:
+            handles = grid[0, 0].get_legend_handles_labels()
+            axes.figure.legend(*handles, frameon=False, loc="outside lower center", ncols=3)
 
 
 def by_steps(
@@ -182,67 +177,63 @@ def by_steps(
 ) -> None:
     """Panels of curves with intervals over SGLD steps: panels[title][series][steps] is (value, low, high).
     A dashed line at floors[title], what real images reach."""
-    figure = Figure(figsize=(2.1 * len(panels), 2.2), dpi=200, layout="constrained")
-    for axes, (title, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for i, (name, values) in enumerate(series.items()):
-            value, low, high = np.array(list(values.values())).T
-            axes.fill_between(list(values), low, high, color=f"C{i}", alpha=0.2, lw=0)
-            axes.plot(list(values), value, "o-", color=f"C{i}", ms=2.5, lw=1, label=name)
-        axes.axhline(floors[title], color="0.3", lw=0.8, ls="--", label="real images")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(list(next(iter(series.values()))), [str(steps) for steps in next(iter(series.values()))])
-        axes.set(title=title, xlabel="SGLD steps")
-        axes.tick_params(labelsize=6)
-    handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, frameon=False, loc="outside lower center", ncols=len(handles[0]))
-    figure.savefig(path)
+    with plot(path, 2.1 * len(panels), 2.2, 1, len(panels)) as (row,):
+        for axes, (title, series) in zip(row, panels.items(), strict=True):
+            for i, (name, values) in enumerate(series.items()):
+                steps, (value, low, high) = list(values), np.array(list(values.values())).T
+                axes.fill_between(steps, low, high, color=f"C{i}", alpha=0.2, lw=0)
+                axes.plot(steps, value, "o-", color=f"C{i}", ms=2.5, lw=1, label=name)
+            axes.axhline(floors[title], color="0.3", lw=0.8, ls="--", label="real images")
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(steps, [str(step) for step in steps])
+            axes.set(title=title, xlabel="SGLD steps")
+            axes.tick_params(labelsize=6)
+        handles = axes.get_legend_handles_labels()
+        axes.figure.legend(*handles, frameon=False, loc="outside lower center", ncols=len(handles[0]))
 
 
 def histogram(path: Path, shares: Mapping[str, NDArray[np.float64]]) -> None:
     """Bars of shares per class (classes,), a colour a series."""
-    figure = Figure(figsize=(5, 1.8), dpi=200, layout="constrained")
-    axes = figure.add_subplot()
     width = 0.8 / len(shares)
-    for i, (name, values) in enumerate(shares.items()):
-        axes.bar(np.arange(len(values)) + (i - (len(shares) - 1) / 2) * width, values, width, color=f"C{i}", label=name)
-    axes.set_xticks(range(len(values)))
-    axes.set(xlabel="class, by the classifier", ylabel="share")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(path)
+    with plot(path, 5, 1.8) as ((axes,),):
+        for i, (name, values) in enumerate(shares.items()):
+            x = np.arange(len(values))
+            axes.bar(x + (i - (len(shares) - 1) / 2) * width, values, width, color=f"C{i}", label=name)
+        axes.set_xticks(x)
+        axes.set(xlabel="class, by the classifier", ylabel="share")
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def chains(path: Path, steps: Sequence[int], panels: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> None:
     """Statistics of chains (chains, records) by SGLD step, a thin line a chain, a thick one for their median."""
-    figure = Figure(figsize=(2.4 * len(panels), 2.3), dpi=200, layout="constrained")
-    for axes, (title, groups) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for i, (name, values) in enumerate(groups.items()):
-            x = np.array(steps[: values.shape[1]])
-            axes.plot(x, values.T, color=f"C{i}", lw=0.3, alpha=0.5)
-            axes.plot(x, np.median(values, axis=0), color=f"C{i}", lw=1.2, label=name)
-        axes.set_xscale("symlog", linthresh=max(steps[1], 1))
-        axes.set_xlim(0, steps[-1])
-        if title == "energy":
-            axes.set_yscale("symlog", linthresh=0.1)  # as in `scores`
-        axes.set(title=title, xlabel="SGLD steps" if title != "autocorrelation" else "lag, SGLD steps")
-    axes.legend(frameon=False)
-    figure.savefig(path)
+    with plot(path, 2.4 * len(panels), 2.3, 1, len(panels)) as (row,):
+        for axes, (title, groups) in zip(row, panels.items(), strict=True):
+            for i, (name, values) in enumerate(groups.items()):
+                x = np.array(steps[: values.shape[1]])
+                axes.plot(x, values.T, color=f"C{i}", lw=0.3, alpha=0.5)
+                axes.plot(x, np.median(values, axis=0), color=f"C{i}", lw=1.2, label=name)
+            axes.set_xscale("symlog", linthresh=max(steps[1], 1))
+            axes.set_xlim(0, steps[-1])
+            if title == "energy":
+                axes.set_yscale("symlog", linthresh=0.1)  # as in `scores`
+            axes.set(title=title, xlabel="SGLD steps" if title != "autocorrelation" else "lag, SGLD steps")
+        axes.legend(frameon=False)
 
 
 def contact_sheet(path: Path, tiles: Mapping[str, tuple[Path | None, str | None]], columns: int = 4) -> None:
     """A picture file a tile under its label, or what went wrong instead; both where there are both."""
     columns, lines = min(columns, len(tiles)), max(label.count("\n") + 1 for label in tiles)
     rows = -(-len(tiles) // columns)
-    figure = Figure(figsize=(2.6 * columns, (2.6 + 0.14 * lines) * rows), dpi=200, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, (label, (file, error)) in zip(grid, tiles.items(), strict=False):
-        if file:
-            axes.imshow(np.asarray(Image.open(file).convert("RGB")))
-        else:
-            axes.text(0.5, 0.5, textwrap.fill(error or "no samples", 36)[:400], ha="center", va="center", fontsize=6)
-        axes.set_title(label, fontsize=6, color="C3" if error else "0.1")
-    figure.savefig(path)
+    with plot(path, 2.6 * columns, (2.6 + 0.14 * lines) * rows, rows, columns) as grid:
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for axes, (label, (file, error)) in zip(grid.flat, tiles.items(), strict=False):
+            if file:
+                axes.imshow(np.asarray(Image.open(file).convert("RGB")))
+            else:
+                what = textwrap.fill(error or "no samples", 36)[:400]
+                axes.text(0.5, 0.5, what, ha="center", va="center", fontsize=6)
+            axes.set_title(label, fontsize=6, color="C3" if error else "0.1")
 
 
 def parallel_coordinates(path: Path, names: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
@@ -250,41 +241,38 @@ def parallel_coordinates(path: Path, names: Sequence[str], lines: Sequence[Seque
 
     Positive numbers that span a factor of ten lie on a logarithmic axis; what is no number in the order given.
     """
-    figure = Figure(figsize=(1.5 + 1.3 * len(names), 3), dpi=200, layout="constrained")
-    axes = figure.add_subplot()
-    heights = []
-    for i, column in enumerate(zip(*lines, strict=True)):
-        try:
-            y = np.array([float(value) for value in column])
-        except ValueError:
-            y = np.array([float(column.index(value)) for value in column])
-        low, high = np.nanmin(y, initial=np.inf), np.nanmax(y, initial=-np.inf)
-        if low > 0 and high >= 10 * low:
-            y, low, high = np.log(y), np.log(low), np.log(high)
-        heights.append((y - low) / (high - low) if high > low else 0 * y + 0.5)
-        axes.axvline(i, color="0.3", lw=0.8)
-        ticks = {place: text for place, text in zip(heights[i], column, strict=True) if np.isfinite(place)}
-        for place in sorted(ticks)[:: len(ticks) // 12 + 1]:  # as many as can be read
-            axes.text(i + 0.03, place, ticks[place], fontsize=6, va="center")
-    colours = matplotlib.colormaps["viridis"](np.nan_to_num(1 - heights[-1]))
-    for line, colour in zip(np.array(heights).T, colours, strict=True):
-        axes.plot(line, color=colour if np.isfinite(line[-1]) else "0.7", lw=1, zorder=0)
-    axes.set_xticks(range(len(names)), names, fontsize=6)
-    axes.set(yticks=[], xlim=(-0.1, len(names) - 0.6))
-    axes.spines[:].set_visible(False)
-    figure.savefig(path)
+    heights: list[Any] = []
+    with plot(path, 1.5 + 1.3 * len(names), 3) as ((axes,),):
+        for i, column in enumerate(zip(*lines, strict=True)):
+            try:
+                y = np.array([float(value) for value in column])
+            except ValueError:
+                y = np.array([float(column.index(value)) for value in column])
+            low, high = np.nanmin(y, initial=np.inf), np.nanmax(y, initial=-np.inf)
+            if low > 0 and high >= 10 * low:
+                y, low, high = np.log(y), np.log(low), np.log(high)
+            heights.append((y - low) / (high - low) if high > low else 0 * y + 0.5)
+            axes.axvline(i, color="0.3", lw=0.8)
+            ticks = {place: text for place, text in zip(heights[i], column, strict=True) if np.isfinite(place)}
+            for place in sorted(ticks)[:: len(ticks) // 12 + 1]:  # as many as can be read
+                axes.text(i + 0.03, place, ticks[place], fontsize=6, va="center")
+        colours = matplotlib.colormaps["viridis"](np.nan_to_num(1 - heights[-1]))
+        for line, colour in zip(np.array(heights).T, colours, strict=True):
+            axes.plot(line, color=colour if np.isfinite(line[-1]) else "0.7", lw=1, zorder=0)
+        axes.set_xticks(range(len(names)), names, fontsize=6)
+        axes.set(yticks=[], xlim=(-0.1, len(names) - 0.6))
+        axes.spines[:].set_visible(False)
 
 
 def points(path: Path, panels: Mapping[str, Tensor]) -> None:
     """A panel each of points (N, 2) in [−1, 1]² or values (cells, cells) there, row by row from the bottom."""
-    figure = Figure(figsize=(2.2 * len(panels), 2.4), dpi=200, layout="constrained")
-    for axes, (title, x) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        if x.shape[1] == 2:
-            axes.scatter(*x.cpu().numpy().T, s=1, lw=0, color="C0")
-        else:
-            image = axes.imshow(x.numpy(), origin="lower", extent=(-1, 1, -1, 1), cmap="viridis")
-            bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.9, pad=0.02)
-            bar.ax.tick_params(labelsize=6)
-        axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[], title=title)
-        axes.spines[:].set_visible(True)
-    figure.savefig(path)
+    with plot(path, 2.2 * len(panels), 2.4, 1, len(panels)) as (row,):
+        for axes, (title, x) in zip(row, panels.items(), strict=True):
+            if x.shape[1] == 2:
+                axes.scatter(*x.cpu().numpy().T, s=1, lw=0, color="C0")
+            else:
+                image = axes.imshow(x.numpy(), origin="lower", extent=(-1, 1, -1, 1), cmap="viridis")
+                bar = axes.figure.colorbar(image, ax=axes, location="bottom", shrink=0.9, pad=0.02)
+                bar.ax.tick_params(labelsize=6)
+            axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[], title=title)
+            axes.spines[:].set_visible(True)

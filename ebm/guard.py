@@ -1,5 +1,6 @@
 """Divergence detection from statistics of the training. It says what to do and does nothing itself."""
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ TESTS = {
     "noise_score": "noise scores {:.3g} against real images",
     "fresh_chains": "chains from noise end {:.3g} below the score of the buffer's",
 }
+EVOLVES = ("strikes", "gaps", "lowest_gap", "rollbacks")
 
 
 class Guard:
@@ -92,8 +94,7 @@ class Guard:
             return None
         fired = None
         for name, value in self._values(numbers).items():
-            limit = self.limits[name]
-            if limit is None:
+            if (limit := self.limits[name]) is None:
                 continue
             self.strikes[name] = self.strikes[name] + 1 if value > limit else 0
             needed = 1 if name == "noise_score" else self.patience  # validations are rare, and of many images
@@ -149,13 +150,7 @@ class Guard:
         self._watch_afresh()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "strikes": dict(self.strikes),
-            "gaps": list(self.gaps),
-            "lowest_gap": self.lowest_gap,
-            "rollbacks": [list(rollback) for rollback in self.rollbacks],
-        }
+        return copy.deepcopy({name: getattr(self, name) for name in EVOLVES})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.strikes, self.gaps = dict(state["strikes"]), list(state["gaps"])
-        self.lowest_gap, self.rollbacks = state["lowest_gap"], [list(rollback) for rollback in state["rollbacks"]]
+        vars(self).update(copy.deepcopy({name: state[name] for name in EVOLVES}))

@@ -125,12 +125,11 @@ def separation_ci95(inliers: Array, outliers: Array, resamples: int, rng: np.ran
     """
     values, places = np.unique(np.concatenate([inliers, outliers]), return_inverse=True)
     split = [len(values) - 1 - part for part in np.split(places, [len(inliers)])]  # highest score first
-    drawn: dict[str, list[float]] = {"auroc": [], "aupr": [], "aupr_out": [], "fpr95": []}
+    drawn = []
     for _ in range(resamples):
         counts = (np.bincount(part[rng.integers(len(part), size=len(part))], minlength=len(values)) for part in split)
-        for name, value in _separation_of_counts(*counts).items():
-            drawn[name].append(value)
-    return {name: interval(np.array(own)) for name, own in drawn.items()}
+        drawn.append(_separation_of_counts(*counts))
+    return {name: interval(np.array([own[name] for own in drawn])) for name in drawn[0]}
 
 
 def _separation_of_counts(inliers: NDArray[np.int64], outliers: NDArray[np.int64]) -> dict[str, float]:

@@ -46,14 +46,14 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
     if name in OTHERS or "/" in name:
         if len(dataset.shape) != 3:
             raise ValueError("images are no outliers to vectors")
+        if OTHERS.get(name) == dataset.name:
+            raise ValueError("it is the data set itself")
         if "/" not in name:
             return _like(_torchvision_test(OTHERS[name], root), dataset.shape)
         folder = image_folder(name, dataset.shape[-1], 3)
         return _like(torch.cat([folder.train, folder.test]), dataset.shape)
-    if name == "train":
-        return dataset.train
-    if name == "test":
-        return dataset.test
+    if name in ("train", "test"):
+        return getattr(dataset, name)
     x = scaled(dataset.test)
     kind, _, level = name.partition("_")
     if name == "noise":
@@ -76,12 +76,10 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
         raise ValueError(f"ood.sets: {name} is no set that is known; a folder of images needs a / in its path")
     if x.dim() != 4:
         raise ValueError("made of images, the data are vectors")
-    if name == "rotated":
-        return x.rot90(2, dims=(-2, -1))
-    if name == "rotated90":
-        if x.shape[-1] != x.shape[-2]:
-            raise ValueError(f"needs square images, the data's are {x.shape[-2]}×{x.shape[-1]}")
-        return x.rot90(1, dims=(-2, -1))
+    if name == "rotated90" and x.shape[-1] != x.shape[-2]:
+        raise ValueError(f"needs square images, the data's are {x.shape[-2]}×{x.shape[-1]}")
+    if name in ("rotated", "rotated90"):
+        return x.rot90(2 if name == "rotated" else 1, dims=(-2, -1))
     if name == "blurred":
         side = min(9, 2 * min(x.shape[-2:]) - 1)  # what reflection at the edges can fill
         return functional.gaussian_blur(x, [side, side], [1.5, 1.5])

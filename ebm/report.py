@@ -37,20 +37,18 @@ class Section:
 
     def text(self) -> str:
         """The table for a screen: first column to the left, the others to the right."""
-        lines = [self.header, *self.rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
-        cells = [
-            [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-            for line in lines
-        ]
-        return "\n".join(["  ".join(line).rstrip() for line in cells] + list(self.notes))
+        columns: list[list[str]] = []
+        for column in zip(self.header, *self.rows, strict=True):
+            width = max(map(len, column))
+            columns.append([cell.rjust(width) if columns else cell.ljust(width) for cell in column])
+        return "\n".join(["  ".join(line).rstrip() for line in zip(*columns, strict=True)] + list(self.notes))
 
     def html(self, folder: Path) -> str:
         def row(tag: str, cells: Sequence[str]) -> str:
             return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-        body = [f"<h2>{escape(self.title)}</h2>", "<table>", row("th", self.header)]
-        body += [row("td", cells) for cells in self.rows] + ["</table>"]
+        rows = [row("th", self.header), *(row("td", cells) for cells in self.rows)]
+        body = [f"<h2>{escape(self.title)}</h2>", "<table>", *rows, "</table>"]
         body += [f'<p class="note">{escape(note)}</p>' for note in self.notes]
         for name, caption in self.pictures.items():
             data = base64.b64encode((folder / name).read_bytes()).decode()
@@ -59,15 +57,26 @@ class Section:
         return "\n".join(body)
 
 
-def write(
-    path: Path, title: str, sections: Sequence[Section], skipped: Mapping[str, str], protocol: Mapping[str, Any]
-) -> None:
+def triple(numbers: Mapping[str, Any], key: str) -> list[float]:
+    """(value, low, high) for a figure; all the value where there is no interval."""
+    return [numbers[key], *numbers.get(f"{key}/ci95", [numbers[key]] * 2)]
+
+
+def shown(numbers: Mapping[str, Any], key: str, digits: int = 4, interval: bool = False) -> str:
+    """The number for a table, with its interval where it has one and that is asked for."""
+    if key not in numbers:
+        return "—"
+    low_high = numbers.get(f"{key}/ci95") if interval else None
+    between = " [" + ", ".join(f"{value:.{digits}f}" for value in low_high) + "]" if low_high else ""
+    return f"{numbers[key]:.{digits}f}{between}"
+
+
+def write(path: Path, title: str, sections: Sequence[Section], skipped: Mapping[str, str], protocol: Any) -> None:
     """The page at `path`, pictures embedded from its folder; what was skipped and the protocol at the end."""
     body = [section.html(path.parent) for section in sections]
     if skipped:
-        body += ["<h2>Skipped</h2>", "<table>"]
-        body += [f'<tr><td>{escape(k)}</td><td class="text">{escape(v)}</td></tr>' for k, v in skipped.items()]
-        body.append("</table>")
+        rows = [f'<tr><td>{escape(k)}</td><td class="text">{escape(v)}</td></tr>' for k, v in skipped.items()]
+        body += ["<h2>Skipped</h2>", "<table>", *rows, "</table>"]
     if protocol:
         body += ["<h2>Protocol</h2>", f"<pre>{escape(json.dumps(protocol, indent=2))}</pre>"]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
@@ -91,27 +100,24 @@ def compare(folders: Sequence[Path], out: Path) -> None:
     if len(set(paths.values())) < len(paths):  # one checkpoint evaluated in several ways
         paths = {run: run for run in runs}
     alike = {part for part in paths[folders[0]].parts if all(part in path.parts for path in paths.values())}
-    short = {
-        run: "/".join(part for part in path.parts if part not in alike) or str(path) for run, path in paths.items()
-    }
+    short = {run: "/".join(p for p in path.parts if p not in alike) or str(path) for run, path in paths.items()}
     panels: dict[str, dict[str, dict[str, Sequence[float]]]] = {}
-    rows: dict[str, list[str]] = {}
+    rows = []
     for key in dict.fromkeys(key for numbers in runs.values() for key in numbers):
         panel, _, row = key.partition("/")
         if panel not in COMPARED or key.endswith("/ci95") or (panel == "auroc" and "/" in row):
             continue
-        rows[key] = [key, *(f"{numbers[key]:.4f}" if key in numbers else "—" for numbers in runs.values())]
+        rows.append([key, *(shown(numbers, key) for numbers in runs.values())])
         for run, numbers in runs.items():
             if key in numbers:
-                triple = [numbers[key], *numbers.get(f"{key}/ci95", [numbers[key]] * 2)]
-                panels.setdefault(panel, {}).setdefault(short[run], {})[row or panel] = triple
+                panels.setdefault(panel, {}).setdefault(short[run], {})[row or panel] = triple(numbers, key)
     if not rows:
         raise ValueError("compare: the evaluations hold no numbers to compare")
     figures.intervals(out / "compare.png", panels)
     pictures = {"compare.png": "Dots: values; lines: 95 % intervals."}
-    section = Section("Comparison", ["", *(short[run] for run in runs)], list(rows.values()), [], pictures)
+    section = Section("Comparison", ["", *short.values()], rows, [], pictures)
     write(out / "compare.html", "Comparison", [section], {}, {})
-    (out / "compare.json").write_text(json.dumps({short[run]: runs[run] for run in runs}, indent=2) + "\n")
+    (out / "compare.json").write_text(json.dumps({name: runs[run] for run, name in short.items()}, indent=2) + "\n")
     print(f"{section.text()}\ntable        {out / 'compare.html'}\nfigure       {out / 'compare.png'}")
 
 
@@ -135,24 +141,23 @@ def sweep(folder: Path, objective: str) -> int:
             writer.writerow([run.name, *cells])
 
     settings = {run: [_short(given[run].get(key, "—")) for key in swept] for run in jobs}
-    shown = [key for key in dict.fromkeys((objective, "val/cd", "train/cd", "chain/saturation")) if key in logged]
+    told = [key for key in dict.fromkeys((objective, "val/cd", "train/cd", "chain/saturation")) if key in logged]
     rows, tiles = [], {}
     for run, job in jobs.items():
-        values = [f"{numbers[run][key]:.4f}" if key in numbers[run] else "—" for key in shown]
-        rows.append([run.name, *settings[run], *values, job["error"] or "ok"])
+        rows.append([run.name, *settings[run], *(shown(numbers[run], key) for key in told), job["error"] or "ok"])
         label = "\n".join([f"job {run.name}", *(f"{key}={x}" for key, x in zip(swept, settings[run], strict=True))])
         files = [*sorted(run.glob("samples/points_*.png")), *sorted(run.glob("samples/generation_*.png"))]
         tiles[label] = (files[-1] if files else None, job["error"])
     figures.contact_sheet(folder / "samples.png", tiles)
     pictures = {"samples.png": "The last samples of every job; a red title: it failed."}
     if swept:
-        results = {run: "nan" if job["objective"] is None else f"{job['objective']:.4g}" for run, job in jobs.items()}
-        lines = [[*settings[run], results[run]] for run in jobs]
+        results = ["nan" if job["objective"] is None else f"{job['objective']:.4g}" for job in jobs.values()]
+        lines = [[*settings[run], result] for run, result in zip(jobs, results, strict=True)]
         figures.parallel_coordinates(folder / "coordinates.png", [*swept, objective], lines)
         pictures = {"coordinates.png": f"Every job's overrides and its {objective}; grey: it failed."} | pictures
     failed = sum(job["error"] is not None for job in jobs.values())
     notes = [f"{len(jobs)} jobs, {failed} failed"]
-    section = Section("Sweep", ["job", *swept, *shown, "state"], rows, notes, pictures)
+    section = Section("Sweep", ["job", *swept, *told, "state"], rows, notes, pictures)
     write(folder / "summary.html", f"Sweep {folder.name}", [section], {}, {})
     print(f"{section.text()}\ntable        {folder / 'summary.csv'}\nreport       {folder / 'summary.html'}")
     return failed

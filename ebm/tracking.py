@@ -3,10 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
 from typing import IO, Any, Self
 
 import wandb
@@ -14,6 +13,7 @@ import wandb
 from ebm import check
 from ebm.metrics import Array
 
+MODES = ("online", "offline", "disabled")
 # What the run table shows of a number beside its last value. Names, no globs: of two that match W&B takes any.
 SUMMARIES = {
     **dict.fromkeys(("val/cd", "frechet", "chain/split_rhat"), "min,last"),
@@ -37,44 +37,31 @@ def objective(run_dir: Path, key: str) -> float:
     return values[key]
 
 
-def _start(
-    run_dir: Path, config: dict[str, Any], mode: str, tags: Sequence[str] = (), checkpoint: bool = False, **names: Any
-) -> Any:
+def _start(run_dir: Path, config: dict[str, Any], mode: Any, project: str = "plain-ebm", **names: Any) -> Any:
     """A W&B run with its files in `run_dir`/wandb. Raises ValueError where W&B cannot start."""
+    settings = wandb.Settings(console="off", quiet=True, silent=True)
     try:
-        return wandb.init(
-            mode=mode,  # type: ignore[arg-type]
-            tags=list(tags),
-            dir=run_dir,
-            config=config,
-            settings=wandb.Settings(console="off", quiet=True, silent=True),
-            **names,
-        )
+        return wandb.init(mode=mode, project=project, dir=run_dir, config=config, settings=settings, **names)
     except wandb.Error as error:
-        raise ValueError(
-            f"W&B cannot start with wandb.mode={mode}: {error} (wandb.mode=offline needs no account)"
-        ) from error
+        hint = "wandb.mode=offline needs no account"
+        raise ValueError(f"W&B cannot start with wandb.mode={mode}: {error} ({hint})") from error
 
 
 def log_evaluation(
-    folder: Path,
-    numbers: Mapping[str, Any],
-    pictures: Mapping[str, Path],
-    config: dict[str, Any],
-    mode: str = "offline",
-    **names: Any,
+    folder: Path, numbers: Mapping[str, Any], pictures: Mapping[str, Path], config: dict[str, Any], **settings: Any
 ) -> None:
     """An evaluation as a W&B run in `folder`: each number as eval/KEY, all of them with their intervals as the table
-    eval/table, pictures as eval/NAME. `names` as for `Tracker`. Nothing where `mode` is disabled."""
-    if check.choice("wandb.mode", mode, ("online", "offline", "disabled")) == "disabled":
+    eval/table, pictures as eval/NAME. `settings` as for `Tracker`; nothing where they say disabled."""
+    settings = {"mode": "offline"} | settings | {"job_type": settings.get("job_type") or "evaluate"}
+    settings.pop("checkpoint", None)
+    if check.choice("wandb.mode", settings["mode"], MODES) == "disabled":
         return
     single = {key: value for key, value in numbers.items() if isinstance(value, float)}
     table = wandb.Table(columns=["metric", "value", "low", "high"])
     for key, value in single.items():
         table.add_data(key, value, *numbers.get(f"{key}/ci95", (None, None)))
     images = {f"eval/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
-    names["job_type"] = names.get("job_type") or "evaluate"
-    with _start(folder, config, mode, **names) as run:
+    with _start(folder, config, **settings) as run:
         run.log({f"eval/{key}": value for key, value in single.items()} | images | {"eval/table": table})
 
 
@@ -87,6 +74,7 @@ class Tracker:
     checkpoint  at the end best.pt and last.pt become a W&B artifact, `best` and `latest`, where they lie: no copy
     state   of a tracker whose run this one goes on with: what that one has logged since goes from metrics.jsonl
     writes  False for one that logs nowhere, as of all ranks but the first
+    names   as W&B has them: project, entity, name, group, tags, notes
 
     Raises ValueError where W&B cannot start.
     """
@@ -96,29 +84,22 @@ class Tracker:
         run_dir: Path,
         config: dict[str, Any],
         mode: str = "offline",
-        project: str = "plain-ebm",
-        entity: str | None = None,
-        name: str | None = None,
-        group: str | None = None,
-        tags: Sequence[str] = (),
-        notes: str | None = None,
         job_type: str | None = None,
         checkpoint: bool = False,
         state: Mapping[str, Any] | None = None,
         writes: bool = True,
+        **names: Any,
     ) -> None:
-        check.choice("wandb.mode", mode, ("online", "offline", "disabled"))
+        check.choice("wandb.mode", mode, MODES)
         self.run_dir = run_dir
         self.run = None
         self.checkpoint = check.choice("wandb.checkpoint", checkpoint, (True, False))
         self.rows = state["rows"] if state else 0  # W&B's own step: what the server has already, it drops
         self.wandb_id = state["wandb_id"] if state else None
         if mode != "disabled" and writes:
-            names: dict[str, Any] = {"project": project, "entity": entity, "name": name, "group": group, "notes": notes}
-            names["job_type"] = job_type or "train"
-            names["id"] = self.wandb_id
+            names |= {"job_type": job_type or "train", "id": self.wandb_id, "allow_val_change": True}
             names["resume"] = "allow" if self.wandb_id and mode == "online" else None  # offline, the id alone does it
-            self.run = _start(run_dir, config, mode, tags, allow_val_change=True, **names)
+            self.run = _start(run_dir, config, mode, **names)
             self.wandb_id = self.run.id
             self.run.define_metric("step")
             self.run.define_metric("*", step_metric="step")
@@ -139,18 +120,15 @@ class Tracker:
         """A record of what the guard saw and what is done, and a W&B alert."""
         self._record({"step": step, "epoch": epoch, "guard/saw": text, "guard/action": action})
         if self.run:
-            self.run.alert(
-                title=f"guard: {text.partition(':')[0]}", text=f"step {step}: {text}: {action}", level="WARN"
-            )
+            title = f"guard: {text.partition(':')[0]}"
+            self.run.alert(title=title, text=f"step {step}: {text}: {action}", level="WARN")
 
     def log_media(self, step: int, epoch: int, pictures: Mapping[str, Path], values: Mapping[str, Array]) -> None:
         """PNG files of the run directory, captioned with the step, and histograms of values (N,), for W&B alone."""
         if self.run:
-            media: dict[str, Any] = {
-                key: wandb.Image(str(path), caption=f"step {step}") for key, path in pictures.items()
-            }
-            media |= {key: wandb.Histogram(list(value)) for key, value in values.items()}
-            self._to_wandb({"step": step, "epoch": epoch} | media)
+            images = {key: wandb.Image(str(path), caption=f"step {step}") for key, path in pictures.items()}
+            histograms = {key: wandb.Histogram(list(value)) for key, value in values.items()}
+            self._to_wandb({"step": step, "epoch": epoch} | images | histograms)
 
     def end(self, key: str) -> None:
         """Name the final value of `key` the run's objective, for W&B's sweeps, and hand over the checkpoints."""
@@ -195,9 +173,7 @@ class Tracker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.file.close()
         if self.run:
             self.run.finish(exit_code=0 if kind is None else 1)
