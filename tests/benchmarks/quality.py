@@ -50,7 +50,7 @@ for color, argument in zip(("C0", "C1", "C2"), runs, strict=False):
     name, _, rest = argument.partition("=")
     milliseconds, _, folders = rest.partition(":")
     for i, folder in enumerate(folders.split(",")):
-        files = sorted(Path(folder, "checkpoints").glob("step_*.pt"))
+        files = sorted(Path(folder, "checkpoints").glob("step_*.pt"), key=checkpoint.step_of)
         points = [quality(file) for file in files if int(file.stem[5:])]
         result[f"{name} {folder}"] = points
         for p in points:
@@ -65,6 +65,8 @@ for value, label in ((theirs[0], "published weights"), (real[0], "real digits"))
 axes.set(
     xscale="log", yscale="log", xlabel="training time [s], two CPU cores", ylabel="Fréchet distance to test digits"
 )
+axes.set_xticks(ticks := [20, 30, 60, 120, 200, 400], list(map(str, ticks)))
+axes.minorticks_off()
 axes.legend(frameon=False)
 fig.savefig(figure, dpi=200)
 Path(figure).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
