@@ -1,7 +1,8 @@
 """Make the weights that ship out of a run and its evaluation:
 
-python evaluate.py checkpoint=RUN_DIR evaluation=shipped out=EVALUATION
-python tests/benchmarks/ship.py mnist RUN_DIR EVALUATION/metrics.json
+python evaluate.py checkpoint=RUN_DIR evaluation=shipped samples.count=256 out=A
+python evaluate.py checkpoint=RUN_DIR evaluation=shipped out=B
+python tests/benchmarks/ship.py mnist RUN_DIR A/metrics.json B/metrics.json
 
 Writes ebm/weights/mnist.pt, the energy and the configuration it was trained with, and mnist.json: recipe, seed, hash of
 the data and the figures measured.
@@ -13,8 +14,10 @@ from pathlib import Path
 
 from ebm import checkpoint
 
-name, run, evaluation = sys.argv[1:]
-state, numbers = checkpoint.load(run), json.loads(Path(evaluation).read_text())
+name, run, *evaluations = sys.argv[1:]
+state, numbers = checkpoint.load(run), {}
+for file in evaluations:
+    numbers |= json.loads(Path(file).read_text())
 config = state["config"]
 config["data"]["root"] = "data"
 kept = {key: state[key] for key in ("energy", "energy_config", "step", "epoch")}

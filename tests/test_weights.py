@@ -1,0 +1,57 @@
+"""The weights that ship: what stands beside them is true."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT, run
+
+from ebm import checkpoint, features
+
+NAMES = sorted(file.stem for file in checkpoint.WEIGHTS.glob("*.pt"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_stands_beside_them(name):
+    file, beside = checkpoint.WEIGHTS / f"{name}.pt", json.loads((checkpoint.WEIGHTS / f"{name}.json").read_text())
+    state = checkpoint.load(name)
+    assert file.stat().st_size < 5e6
+    assert set(state) == {"format", "energy", "energy_config", "config", "step", "epoch"}
+    assert [features.weights_hash(state["energy"])] == beside["protocol"]["weights"]
+    assert beside["recipe"] == {part: state["config"][part] for part in beside["recipe"]}
+    assert (beside["steps"], beside["recipe"]["seed"]) == (state["step"], state["config"]["seed"])
+    assert checkpoint.load_energy(name)(torch.zeros(2, 1, 28, 28)).shape == (2,)
+
+
+def test_sample_without_an_argument(tmp_path):
+    result = run("sample.py", "steps=2", "num_samples=4", f"out={tmp_path / 'out'}")
+    assert result.returncode == 0 and (tmp_path / "out/grid.png").is_file(), result.stderr
+
+
+def test_a_name_that_is_none(tmp_path):
+    result = run("sample.py", "checkpoint=minst", f"out={tmp_path / 'out'}")
+    assert result.returncode == 1 and "weights that ship: " + ", ".join(NAMES) in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_their_figures_are_found_again(name, data_root, tmp_path):
+    beside = json.loads((checkpoint.WEIGHTS / f"{name}.json").read_text())
+    result = run(
+        "evaluate.py", f"checkpoint={name}", f"data.root={data_root}", f"out={tmp_path / 'out'}",
+        "evaluation.parts=[ood,samples]", "ood.scores=[]", "ood.sets=[rotated90,halves,mnist,fashion_mnist]",
+        "samples.count=256", "samples.steps=[64]", "bootstrap=2", "wandb.mode=disabled",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    numbers = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert numbers["protocol"]["data"] == beside["protocol"]["data"]
+    again = [key for key in numbers if key.startswith("auroc/") and not key.endswith("ci95")]
+    assert len(again) == 4
+    for key in again:  # another machine rounds otherwise
+        assert numbers[key] == pytest.approx(beside["figures"][key], abs=2e-3), key
+    low, high = beside["figures"]["frechet/classifier-n256/64/ci95"]
+    assert low - (high - low) < numbers["frechet/classifier-n256/64"] < high + (high - low)
+
+
+def test_the_package_takes_them_along():
+    assert "weights/*" in (ROOT / "pyproject.toml").read_text()
