@@ -10,7 +10,7 @@ from ebm import ais
 from ebm.densities import GaussianMixture, Uniform
 
 
-@pytest.mark.parametrize(("dims", "count"), [(2, 200), (16, 200), (128, 400), (784, 400)])
+@pytest.mark.parametrize(("dims", "count"), [(2, 200), (16, 200), (128, 200), (784, 200)])
 def test_log_z_lies_between_the_bounds(dims: int, count: int) -> None:
     generator = torch.Generator().manual_seed(dims)
     base = GaussianMixture(torch.zeros(1, dims, dtype=torch.float64), 1.0)

@@ -265,7 +265,12 @@ def test_denoise_published_weights_gain_psnr(published, data_root, tmp_path):
 
 def test_evaluate_published_weights(published, data_root, tmp_path):
     result = run_script(
-        "evaluate.py", f"checkpoint={published}", f"data.root={data_root}", f"out={tmp_path}", "evaluation=scores"
+        "evaluate.py",
+        f"checkpoint={published}",
+        f"data.root={data_root}",
+        f"out={tmp_path}",
+        "evaluation=scores",
+        "bootstrap=20",
     )
     assert result.returncode == 0, result.stderr
     numbers = json.loads((tmp_path / "metrics.json").read_text())
