@@ -1,7 +1,7 @@
 """Make the weights that ship out of a run and its evaluation:
 
-python evaluate.py checkpoint=RUN_DIR evaluation=shipped samples.count=256 out=A
-python evaluate.py checkpoint=RUN_DIR evaluation=shipped out=B
+python evaluate.py checkpoint=RUN_DIR data=mnist evaluation=shipped samples.count=256 out=A
+python evaluate.py checkpoint=RUN_DIR data=mnist evaluation=shipped out=B
 python tests/benchmarks/ship.py mnist RUN_DIR A/metrics.json B/metrics.json
 
 Writes ebm/weights/mnist.pt, the energy and the configuration it was trained with, and mnist.json: recipe, seed, hash of
@@ -19,7 +19,8 @@ state, numbers = checkpoint.load(run), {}
 for file in evaluations:
     numbers |= json.loads(Path(file).read_text())
 config = state["config"]
-config["data"]["root"] = "data"
+if "root" in config["data"]:  # a path of this machine
+    config["data"]["root"] = "data"
 kept = {key: state[key] for key in ("energy", "energy_config", "step", "epoch")}
 checkpoint.save(checkpoint.WEIGHTS / f"{name}.pt", kept | {"config": config})
 parts = ("data", "energy", "sampler", "buffer", "loss", "optimizer", "scheduler", "train", "seed")
