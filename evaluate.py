@@ -125,6 +125,7 @@ def ood(ev: Evaluation) -> None:
     scores: dict[str, dict[str, metrics.Array]] = {}  # by the score's name, then the set's
     members: dict[str, list[metrics.Array]] = {}  # scores by every energy of the ensemble
     examples: dict[str, Tensor] = {}
+    labels: dict[str, metrics.Array] = {}  # their scores
     for name in dict.fromkeys(["train", "test", *cfg.sets]):
         key = folder_of(name)
         try:
@@ -142,7 +143,8 @@ def ood(ev: Evaluation) -> None:
         for other, values in found.items():
             scores.setdefault(other, {})[key] = values
         if key != "train":
-            examples[key] = scaled(x[:: max(len(x) // 4, 1)][:4] if name == "constant" else x[:4])
+            every = max(len(x) // 4, 1) if name == "constant" else 1  # black to white
+            examples[key], labels[key] = scaled(x[::every][:4]), plain[::every][:4]
 
     by_set = scores["score"]
     for key, values in by_set.items():
@@ -164,9 +166,8 @@ def ood(ev: Evaluation) -> None:
         caption = "AUROC by set and score, with 95 % bootstrap intervals."
         ev.picture("auroc.png", caption, figures.intervals, {"AUROC": by_score})
     if len(data.shape) == 3:
-        theirs = {k: by_set[k][: len(x)] for k, x in examples.items()}
         caption = "Four images of every set with their scores."
-        ev.picture("examples.png", caption, figures.scored_images, examples, theirs)
+        ev.picture("examples.png", caption, figures.scored_images, examples, labels)
     columns = {"score": "score/{}/mean", "± std": "score/{}/std"}
     columns |= {"AUROC": "auroc/{}", "AUPR": "aupr/{}", "FPR95": "fpr95/{}"}
     columns |= {f"AUROC {score}": f"auroc/{{}}/{score}" for score in scores if score != "score"}

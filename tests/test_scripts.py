@@ -14,6 +14,7 @@ from conftest import ROOT, TINY, assert_one_line_error, run, run_script
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from ebm import figures
 from ebm.checkpoint import load, load_energy
 from ebm.energies import ConvEnergy
 
@@ -287,6 +288,21 @@ def test_evaluate_published_weights(published, data_root, tmp_path):
         assert name in result.stdout
     for name in ("examples.png", "scores.png"):
         assert np.asarray(Image.open(tmp_path / name)).std() > 10
+
+
+def test_example_images_stand_over_their_own_scores(run_dir, tmp_path, monkeypatch):
+    drawn, draw = [], figures.scored_images
+    monkeypatch.setattr(figures, "scored_images", lambda *what: (drawn.extend(what), draw(*what)))
+    result = run(
+        "evaluate.py", f"checkpoint={run_dir}", "evaluation=scores", "ood.sets=[constant,tiny]", "bootstrap=2",
+        "wandb.mode=disabled", f"out={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    _, pictures, scores = drawn
+    assert set(pictures) == {"test", "constant", "tiny"}
+    with torch.no_grad():
+        for name, x in pictures.items():
+            assert (-load_energy(run_dir)(x)).tolist() == pytest.approx(scores[name].tolist(), abs=1e-5), name
 
 
 def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
