@@ -54,13 +54,13 @@ class ReplayBuffer:
             if class_means is None:
                 raise ValueError("buffer.init=class_means needs class_means, the data's")
             self.class_means = class_means().to(generator.device)
-        how = {"probability": 0.0} | dict(augment or {})
-        self.augment_probability = check.number("buffer.augment.probability", how.pop("probability"), 0, 1)
-        for name, value in how.items():
+        self.affine = dict(augment or {})
+        probability = self.affine.pop("probability", 0.0)
+        self.augment_probability = check.number("buffer.augment.probability", probability, 0, 1)
+        for name, value in self.affine.items():
             check.number(f"buffer.augment.{name}", value, 0, 1 if name in ("scale", "shift", "flip") else 180)
         if self.augment_probability and len(shape) != 3:
             raise ValueError(f"buffer.augment.probability must be 0 for data of shape {tuple(shape)}: it turns images")
-        self.affine = how
         self.size = initial if policy == "fifo" else capacity  # chains at [0, size)
         self.front = self.size % capacity  # where fifo writes next
         self.chains = torch.zeros(capacity, *shape, device=generator.device)
