@@ -28,6 +28,7 @@ import ebm
 from ebm import ais, check, checkpoint, densities, features, figures, metrics, report, tracking
 from ebm.cli import one_line_errors, output_folder, pick_device
 from ebm.data import Dataset, scaled
+from ebm.energies import labels_in_turn
 from ebm.outliers import folder_of, outliers
 from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
 from sample import dataset_of, sampler_of
@@ -108,10 +109,11 @@ class Evaluation:
         """Where chains start: the first ones are the same whatever the count."""
         return uniform_noise((count, *self.dataset.shape), chain_generators(self.cfg.seed + 1, count))
 
-    def sampled(self, x: Tensor, steps: int) -> Tensor:
-        """Chains `x` after `steps` steps, on the CPU."""
+    def sampled(self, x: Tensor, steps: int, labels: Tensor | None = None) -> Tensor:
+        """Chains `x` after `steps` steps, of these labels or none, on the CPU."""
         generators = chain_generators(self.cfg.seed, len(x), self.device)
-        return trace_in_batches(self.sampler, self.energies[0], x, generators, self.cfg.batch_size, steps, steps)[-1]
+        how = (self.cfg.batch_size, steps, steps, labels)
+        return trace_in_batches(self.sampler, self.energies[0], x, generators, *how)[-1]
 
     @cached_property
     def classifier(self) -> tuple[features.Classifier, dict[str, Any]]:
@@ -179,14 +181,15 @@ def ood(ev: Evaluation) -> None:
 def drawn(ev: Evaluation, count: int) -> dict[str, Tensor]:
     """Images to compare with the test images, by key: after each number of steps from noise and from the buffer, and
     `count` training images ("real"). Each number of steps is a run of its own, for samplers that anneal."""
-    starts = {"": ev.noise(count)}
+    starts = {"": (ev.noise(count), labels_in_turn(ev.energies[0], count))}
     held = ev.state["buffer"]["chains"] if "buffer" in ev.state else torch.empty(0)
     if len(held) >= count:
-        starts["/buffer"] = held[ev.chosen(held, count)]
+        chosen, has_classes = ev.chosen(held, count), starts[""][1] is not None
+        starts["/buffer"] = (held[chosen], ev.state["buffer"]["labels"][chosen] if has_classes else None)
     else:
         ev.skipped["samples/buffer"] = f"the checkpoint holds {len(held)} chains of a replay buffer, {count} are needed"
     steps = ev.cfg.samples.steps
-    images = {f"{k}{suffix}": ev.sampled(start, k) for suffix, start in starts.items() for k in steps}
+    images = {f"{k}{suffix}": ev.sampled(x, k, labels) for suffix, (x, labels) in starts.items() for k in steps}
     return images | {"real": scaled(ev.dataset.train[ev.chosen(ev.dataset.train, count)])}
 
 
@@ -388,7 +391,30 @@ def likelihood(ev: Evaluation) -> None:
     ev.section("Likelihood", [""], columns, rows, notes, digits=3)
 
 
-PARTS = {"ood": ood, "samples": samples, "chains": chains, "densities": density}
+def classification(ev: Evaluation) -> None:
+    """Of an energy with classes: how well p(y | x) tells the test images' labels, and how sure it is of itself."""
+    data, energy = ev.dataset, ev.energies[0]
+    classes = getattr(energy, "classes", None)
+    if classes is None or data.test_labels is None:
+        ev.skipped["classification"] = "it takes an energy with classes (energy.classes) and labelled images"
+        return
+    labels = torch.arange(classes, device=ev.device)
+    with torch.no_grad():
+        logits = metrics.in_batches(lambda x: -energy(x, labels.expand(len(x), -1)), data.test, **ev.how)
+    found = metrics.classification(logits, data.test_labels)
+    for name in ("accuracy", "confidence", "nll"):
+        ev.put_mean(f"classification/{name}", found[name])
+    ev.put("classification/calibration_error", found["calibration_error"].item())
+    caption = "Share of right labels by confidence, max p(y | x); a calibrated classifier lies on the diagonal."
+    ev.picture("reliability.png", caption, figures.reliability, found["confidence"], found["accuracy"])
+    columns = {name: f"classification/{name}" for name in ("accuracy", "confidence", "nll", "calibration_error")}
+    notes = [
+        "p(y | x) = softmax(−E(x, y)); calibration error: mean of |accuracy − confidence| over 15 bins of confidence"
+    ]
+    ev.section("Classification", ["set"], columns, {"": [f"{data.name} test"]}, notes)
+
+
+PARTS = {"ood": ood, "samples": samples, "classification": classification, "chains": chains, "densities": density}
 
 
 def check_numbers(cfg: DictConfig) -> None:

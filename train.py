@@ -31,6 +31,7 @@ from ebm import check, checkpoint, features, figures, metrics, report, telemetry
 from ebm.buffer import ReplayBuffer
 from ebm.cli import Signals, cause_of, one_line_errors, pick_device
 from ebm.data import Batches, Dataset
+from ebm.energies import labels_in_turn
 from ebm.guard import Guard
 from ebm.ranks import Ranks, dealt, merged
 from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
@@ -88,7 +89,12 @@ def build_energy(cfg: DictConfig, dataset: Dataset) -> tuple[nn.Module, dict[str
     config["shape"] = list(dataset.shape)
     with torch.random.fork_rng(devices=[]):  # constructors of modules take no generator
         torch.set_rng_state(torch.Generator().manual_seed(cfg.seed).get_state())
-        return instantiate(config, _convert_="all"), config
+        energy = instantiate(config, _convert_="all")
+    classes = getattr(energy, "classes", None)
+    if classes is not None and (dataset.train_labels is None or int(dataset.train_labels.max()) >= classes):
+        labels = "none" if dataset.train_labels is None else f"0 to {int(dataset.train_labels.max())}"
+        raise ValueError(f"energy.classes={classes} needs data with labels below it; those of {dataset.name}: {labels}")
+    return energy, config
 
 
 def read_back(loop: Loop, chains: Mapping[str, Tensor], batch_size: int, ranks: Ranks) -> dict[str, float]:
@@ -136,7 +142,8 @@ def draw_samples(
     generator = torch.Generator(device).manual_seed(seed)  # the same start each time, to compare over training
     noise = uniform_noise((8, *buffer.chains.shape[1:]), generator)
     every = max(steps // 256, 1)
-    trace = sampler.trace(energy, noise, generator, every=every, steps=steps)
+    labels = labels_in_turn(energy, 8, device)
+    trace = sampler.trace(energy, noise, generator, every=every, steps=steps, labels=labels)
     shown = sorted({-(-i * (len(trace) - 1) // 8) for i in range(1, 9)})
     chosen = torch.randperm(buffer.size, generator=generator, device=device)
     keys = (
@@ -178,7 +185,8 @@ def frechet(energy: nn.Module, sampler: SGLD, dataset: Dataset, cfg: DictConfig,
     count, steps = min(256, len(dataset.test)), cfg.train.sample_steps
     start = uniform_noise((count, *dataset.shape), chain_generators(cfg.seed + 1, count))
     generators = chain_generators(cfg.seed, count, device)
-    x = trace_in_batches(sampler, energy, start, generators, cfg.train.eval_batch_size, steps, steps)[-1]
+    labels = labels_in_turn(energy, count)
+    x = trace_in_batches(sampler, energy, start, generators, cfg.train.eval_batch_size, steps, steps, labels)[-1]
     classifier, _ = features.cached_classifier(dataset, device=device)
     return metrics.frechet(*(features.features_of(classifier, images, device=device) for images in (dataset.test, x)))
 
@@ -243,10 +251,12 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     seed, batch_size = ranks.seed(cfg.seed), ranks.share("train.batch_size", cfg.train.batch_size)
     generator = torch.Generator(device).manual_seed(seed)
     shared = generator if ranks.size == 1 else torch.Generator(device).manual_seed(cfg.seed)  # the data's order
-    batches = Batches(dataset.train, cfg.train.batch_size, shared, ranks.rank, ranks.size)
+    classes = getattr(energy, "classes", None)
+    y_train = None if classes is None else dataset.train_labels
+    batches = Batches(dataset.train, cfg.train.batch_size, shared, ranks.rank, ranks.size, y_train)
     own = {} if ranks.size == 1 else {k: ranks.share(f"buffer.{k}", cfg.buffer[k]) for k in ("capacity", "initial")}
     buffer: ReplayBuffer = instantiate(cfg.buffer, _partial_=True)(
-        dataset.shape, generator, class_means=dataset.class_means, **own
+        dataset.shape, generator, class_means=dataset.class_means, classes=classes, **own
     )
     buffer.check_count(batch_size)
 
@@ -279,6 +289,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     save_now = state is None  # a run can always be resumed, and rolled back
     saved_at = time.monotonic()
     x_data = x_model = torch.empty(0)  # of the last step
+    y_model: Tensor | None = None
 
     with (
         Signals() as signals,
@@ -314,7 +325,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
             trouble, is_best = None, False
 
             if reads:
-                state_of_chains = telemetry.chain_statistics(sampler, energy, buffer, x_data, x_model)
+                state_of_chains = telemetry.chain_statistics(sampler, energy, buffer, x_data, x_model, y_model)
                 numbers = read_back(loop, state_of_chains, batch_size, ranks)
                 rate = (step - loop.steps_logged) / (loop.seconds - loop.seconds_logged)
                 numbers["train/lr"] = optimizer.param_groups[0]["lr"]
@@ -396,11 +407,12 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
             warm = min((step + 1) / (cfg.train.warmup_steps or 1), 1)
             optimizer.param_groups[0]["lr"] = lr * warm * guard.lr_scale * scheduler(epoch, progress)
             sgld_steps = round(first_sgld_steps + warm * (sampler.steps - first_sgld_steps))
-            x_data = batches.next()  # this rank's part
-            chains, places, ages = buffer.draw(len(x_data), generator)
-            x_model = sampler(energy, chains, generator, sgld_steps)
-            buffer.put(x_model, places, ages + sgld_steps)
-            loss, logs = loss_function(averaged, x_data, x_model, generator)
+            x_data, y_data = batches.next()  # this rank's part
+            chains, places, ages, labels = buffer.draw(len(x_data), generator)
+            y_model = None if classes is None else labels
+            x_model = sampler(energy, chains, generator, sgld_steps, labels=y_model)
+            buffer.put(x_model, places, ages + sgld_steps, labels)
+            loss, logs = loss_function(averaged, x_data, x_model, generator, y_data, y_model)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             logs["grad_norm"] = nn.utils.clip_grad_norm_(energy.parameters(), cfg.train.grad_norm_clip)

@@ -26,7 +26,8 @@ class ReplayBuffer:
 
     `augment` turns, scales, shifts and mirrors drawn chains (B, C, H, W) with its `probability`, by
     `random_affine` with the rest of it (Du, Li, Tenenbaum & Mordatch 2021, section 3.2): steps that SGLD does
-    not find. None: never. Raises ValueError for a setting out of range.
+    not find. None: never. Chains keep their labels in [0, classes); those of fresh ones are random, and without
+    `classes` all 0, or the number of the class mean. Raises ValueError for a setting out of range.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ReplayBuffer:
         init_noise_std: float = 0.3,
         class_means: Callable[[], Tensor] | None = None,
         augment: Mapping[str, float] | None = None,
+        classes: int | None = None,
     ) -> None:
         self.capacity = check.number("buffer.capacity", capacity, 1, integer=True)
         self.policy = check.choice("buffer.policy", policy, ("fifo", "in_place"))
@@ -58,23 +60,27 @@ class ReplayBuffer:
         probability = self.affine.pop("probability", 0.0)
         self.augment_probability = check.number("buffer.augment.probability", probability, 0, 1)
         for name, value in self.affine.items():
-            check.number(f"buffer.augment.{name}", value, 0, 1 if name in ("scale", "shift", "flip") else 180)
+            check.number(f"buffer.augment.{name}", value, 0, {"rotation": 180, "scale": 0.9}.get(name, 1))
         if self.augment_probability and len(shape) != 3:
             raise ValueError(f"buffer.augment.probability must be 0 for data of shape {tuple(shape)}: it turns images")
         self.size = initial if policy == "fifo" else capacity  # chains at [0, size)
         self.front = self.size % capacity  # where fifo writes next
         self.chains = torch.zeros(capacity, *shape, device=generator.device)
         self.ages = torch.zeros(capacity, dtype=torch.int64, device=generator.device)  # SGLD steps lived
-        self.chains[: self.size] = self.fresh(self.size, generator)
+        self.labels = torch.zeros_like(self.ages)
+        self.classes = classes or (1 if self.class_means is None else len(self.class_means))
+        self.chains[: self.size], self.labels[: self.size] = self.fresh(self.size, generator)
 
-    def fresh(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` new chains (count, *shape)."""
+    def fresh(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`count` new chains (count, *shape) and their labels (count,), all equally likely."""
         x = torch.empty(count, *self.chains.shape[1:], device=self.chains.device)
+        labels = torch.zeros(count, dtype=torch.int64, device=x.device)
+        if self.classes > 1:
+            labels.random_(self.classes, generator=generator)
         if self.class_means is None:
-            return x.uniform_(-1, 1, generator=generator)
-        classes = torch.randint(len(self.class_means), (count,), generator=generator, device=x.device)
+            return x.uniform_(-1, 1, generator=generator), labels
         x.normal_(0, self.init_noise_std, generator=generator)
-        return x.add_(self.class_means[classes]).clamp_(-1, 1)
+        return x.add_(self.class_means[labels]).clamp_(-1, 1), labels
 
     def check_count(self, count: int) -> None:
         """ValueError where there are fewer than `count` chains to draw."""
@@ -82,26 +88,29 @@ class ReplayBuffer:
             key = "buffer.initial" if self.policy == "fifo" else "buffer.capacity"
             raise ValueError(f"{key} must be at least the batch size, got {self.size} for {count} chains")
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """`count` distinct chains: (chains (count, *shape), places (count,), ages (count,)), all copies."""
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`count` distinct chains, copied: (chains (count, *shape), places, ages, labels, (count,) each)."""
         self.check_count(count)
         places = torch.randperm(self.size, generator=generator, device=self.chains.device)[:count]
         renew = torch.rand(count, generator=generator, device=self.chains.device) < self.reinit_probability
         mask = renew.view(-1, *[1] * (self.chains.dim() - 1))
-        chains = torch.where(mask, self.fresh(count, generator), self.chains[places])
+        chains, labels = self.fresh(count, generator)
+        chains = torch.where(mask, chains, self.chains[places])
         if self.augment_probability:
             chosen = torch.rand(count, generator=generator, device=chains.device) < self.augment_probability
             chains[chosen] = random_affine(chains[chosen], generator, **self.affine)
-        return chains, places, torch.where(renew, 0, self.ages[places])
+        labels = torch.where(renew, labels, self.labels[places])
+        return chains, places, torch.where(renew, 0, self.ages[places]), labels
 
-    def put(self, chains: Tensor, places: Tensor, ages: Tensor) -> None:
-        """Take back `chains` that were drawn from `places` and have now lived for `ages` steps."""
+    def put(self, chains: Tensor, places: Tensor, ages: Tensor, labels: Tensor) -> None:
+        """Take back `chains` that were drawn from `places` with these `labels` and have now lived for `ages` steps."""
         if self.policy == "fifo":
             places = (self.front + torch.arange(len(chains), device=places.device)) % self.capacity
             self.front = (self.front + len(chains)) % self.capacity
             self.size = min(self.size + len(chains), self.capacity)
         self.chains[places] = chains
         self.ages[places] = ages
+        self.labels[places] = labels
 
     def state_dict(self) -> dict[str, Any]:
         used = slice(0, self.size)
@@ -109,6 +118,7 @@ class ReplayBuffer:
             "chains": self.chains[used].clone(),
             "ages": self.ages[used].clone(),
             "front": self.front,
+            "labels": self.labels[used].clone(),
             "class_means": self.class_means,
         }
 
@@ -119,7 +129,11 @@ class ReplayBuffer:
         full = size == self.capacity or self.policy == "fifo"
         if not (fits and full and 0 < size <= self.capacity and 0 <= front < self.capacity):
             raise ValueError(f"the buffer's chains are {tuple(state['chains'].shape)}, not {tuple(self.chains.shape)}")
+        labels = state["labels"]
+        if labels.shape != (size,) or not bool(((labels >= 0) & (labels < self.classes)).all()):
+            raise ValueError(f"the labels of the buffer's chains are not in [0, {self.classes})")
         self.size, self.front = size, front
+        self.labels[:size] = labels
         self.chains[:size] = state["chains"]
         self.ages[:size] = state["ages"]
         self.class_means = state["class_means"]
@@ -137,6 +151,8 @@ def random_affine(
 ) -> Tensor:
     """Images x (B, C, H, W), each turned by up to ±rotation degrees, scaled by 1 ± scale, shifted by up to ±shift of
     its side and mirrored with probability flip; interpolated, the border's pixels repeated outside."""
+    if len(x) == 0:
+        return x  # torch interpolates no empty batch
 
     def uniform(low: float, high: float, columns: int = 1) -> Tensor:
         return torch.empty(len(x), columns, device=x.device).uniform_(low, high, generator=generator)

@@ -147,6 +147,8 @@ def load_file(file: Path) -> dict[str, Any]:
     problem = _problem(state)
     if problem:
         raise CheckpointError(f"{file} is not a checkpoint of plain-ebm: {problem}")
+    if "buffer" in state:
+        state["buffer"].setdefault("labels", torch.zeros_like(state["buffer"]["ages"]))
     return state
 
 
@@ -180,11 +182,13 @@ def _problem(state: Mapping[str, Any]) -> str:
     if "buffer" in state:
         if not isinstance(state["buffer"], dict):
             return "buffer is no dict"
-        chains, ages = (state["buffer"].get(key) for key in ("chains", "ages"))
+        chains = state["buffer"].get("chains")
         if not (_is_dense(chains) and chains.dtype == torch.float32 and list(chains.shape[1:]) == shape):
             return f"buffer.chains are no images {tuple(shape)}"
-        if not (_is_dense(ages) and ages.dtype == torch.int64 and ages.shape == chains.shape[:1]):
-            return "buffer.ages are not a number a chain"
+        for key in ("ages", "labels"):
+            numbers = state["buffer"].get(key, state["buffer"].get("ages"))  # older files have no labels
+            if not (_is_dense(numbers) and numbers.dtype == torch.int64 and numbers.shape == chains.shape[:1]):
+                return f"buffer.{key} are not a number a chain"
         if not bool(torch.isfinite(chains).all()):
             return "buffer.chains are not finite"
     return ""

@@ -46,7 +46,7 @@ class Layer(ctypes.Structure):
 class Work(ctypes.Structure):
     _fields_ = [
         *(("layers", INT), ("layer", POINTER), ("pixels", INT), ("channels", INT), ("chains", INT), ("x", POINTER)),
-        *(("noise", POINTER), ("stride", INT), ("steps", INT), ("step_sizes", POINTER)),
+        *(("noise", POINTER), ("stride", INT), ("steps", INT), ("step_sizes", POINTER), ("labels", POINTER)),
         *((name, DOUBLE) for name in ("grad_clamp", "low", "high")),
         ("workspace", POINTER),
     ]
@@ -92,7 +92,7 @@ class Part:
 
 
 def parts_of(energy: Any) -> list[Part]:
-    """The parts of E(x) = energy.chain()(x).squeeze(-1).
+    """The parts of f = energy.chain(): E(x) itself, or with energy.classes as in `ebm.energies.Network`.
 
     Raises NotCompilable for an energy without `chain`, and for a layer that sgld.cpp does not know.
     """
@@ -138,8 +138,9 @@ def parts_of(energy: Any) -> list[Part]:
 
     for module in chain:
         add(module)
-    if not parts or parts[-1].silu or parts[-1].skip >= 0 or parts[-1].module.weight.shape[0] != 1 or not flat:
-        raise NotCompilable("its last layer is not a linear one with one output")
+    outputs = getattr(energy, "classes", None) or 1
+    if not parts or parts[-1].silu or parts[-1].skip >= 0 or parts[-1].module.weight.shape[0] != outputs or not flat:
+        raise NotCompilable("its last layer is not a linear one with one output, or one a class")
     return parts
 
 
@@ -174,9 +175,10 @@ def taps(
 
 def compiled_steps(
     energy: Any, x: Tensor, grad_clamp: float | None, bounds: tuple[float, float] | None
-) -> Callable[[Tensor, Tensor, Sequence[float]], None]:
-    """f(x, noise, step_sizes) that takes chains `x` (B, *shape), contiguous, in place through the SGLD steps with that
-    noise (steps, B, *shape) and those step sizes, as `energy` is now. It holds no lock: threads run at once.
+) -> Callable[[Tensor, Tensor, Sequence[float], Tensor | None], None]:
+    """f(x, noise, step_sizes, labels) that takes chains `x` (B, *shape), contiguous, in place through the SGLD steps
+    with that noise (steps, B, *shape) and those step sizes, as `energy` is now, down E(x, y) where there are labels y
+    (B,), and else down E(x). It holds no lock: threads run at once.
 
     x   an example of the chains. Raises NotCompilable where energy, x or machine do not allow it.
     """
@@ -228,7 +230,7 @@ def compiled_steps(
     function, vector_bytes = getattr(loaded, functions[x.dtype]), loaded.vector_bytes()
     low, high = bounds or (-math.inf, math.inf)
 
-    def steps(x: Tensor, noise: Tensor, step_sizes: Sequence[float]) -> None:
+    def steps(x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None = None) -> None:
         if not (x.is_contiguous() and noise[0].is_contiguous() and len(noise) == len(step_sizes)):
             raise ValueError("compiled steps take contiguous chains and noise, and a step size a step")
         workspace = torch.empty((numbers + 1) * vector_bytes, dtype=torch.uint8)
@@ -236,6 +238,7 @@ def compiled_steps(
         job = Work(
             *(len(work), ctypes.addressof(work), math.prod(shape[1:]), shape[0], len(x), x.data_ptr()),
             *(noise.data_ptr(), noise.stride(0), len(noise), ctypes.addressof(sizes)),
+            None if labels is None else labels.data_ptr(),
             *(math.inf if grad_clamp is None else grad_clamp, low, high),
             -(-workspace.data_ptr() // vector_bytes) * vector_bytes,
         )

@@ -140,17 +140,27 @@ def read_image(path: Path, image_size: int, channels: int) -> Tensor:
 
 
 class Batches:
-    """Endless shuffled batches (batch_size, *shape) in [−1, 1]; a partial batch at an epoch's end is dropped.
+    """Endless shuffled batches: images (batch_size, *shape) in [−1, 1] and their labels (batch_size,), None where there
+    are none; a partial batch at an epoch's end is dropped.
 
     Its state is the order of the epoch under way and the position in it: it goes on where it was. Rank `rank` of
     `ranks`, whose generators are alike, has every `ranks`-th image of each batch.
     """
 
-    def __init__(self, x: Tensor, batch_size: int, generator: torch.Generator, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        batch_size: int,
+        generator: torch.Generator,
+        rank: int = 0,
+        ranks: int = 1,
+        labels: Tensor | None = None,
+    ) -> None:
         check.number("train.batch_size", batch_size, 1, integer=True)
         if batch_size > len(x):
             raise ValueError(f"train.batch_size must be at most the {len(x)} training images, got {batch_size}")
         self.x = x.to(generator.device)
+        self.labels = None if labels is None else labels.to(generator.device)
         self.batch_size = batch_size
         self.generator = generator
         self.mine = slice(rank, None, ranks)
@@ -158,13 +168,14 @@ class Batches:
         self.order = torch.empty(0, dtype=torch.int64)
         self.position = self.steps_per_epoch  # in steps; the next one opens an epoch
 
-    def next(self) -> Tensor:
+    def next(self) -> tuple[Tensor, Tensor | None]:
         if self.position == self.steps_per_epoch:
             self.order = torch.randperm(len(self.x), generator=self.generator, device=self.x.device)
             self.position = 0
         start = self.position * self.batch_size
         self.position += 1
-        return scaled(self.x[self.order[start : start + self.batch_size][self.mine]])
+        chosen = self.order[start : start + self.batch_size][self.mine]
+        return scaled(self.x[chosen]), None if self.labels is None else self.labels[chosen]
 
     def state_dict(self) -> dict[str, Any]:
         return {"order": self.order.clone(), "position": self.position}

@@ -1,4 +1,4 @@
-"""Energy networks: x (B, *shape) → E(x) of shape (B,), with p(x) ∝ exp(−E(x))."""
+"""Energy networks: x (B, *shape) → E(x) of shape (B,), with p(x) ∝ exp(−E(x)); with classes, E(x, y) as well."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,44 @@ from torch import Tensor, nn
 from ebm import check
 
 
-def _check_input(x: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(x.shape[1:]) != shape:
-        raise ValueError(f"the energy takes a batch of {shape}, got {tuple(x.shape)}")
+class Network(nn.Module):
+    """What the energies below share: `outputs` f: x (B, *shape) → (B, 1), the energy, or with `classes` (B, classes).
+
+    With classes, E(x, y) = −f(x)[y], E(x) = −log Σ_y exp f(x)[y] and p(y | x) = softmax f(x): a classifier is an energy
+    of images and labels (Grathwohl et al. 2020, "JEM", section 3).
+    """
+
+    shape: tuple[int, ...]
+    classes: int | None
+
+    def _set(self, shape: tuple[int, ...], classes: int | None) -> int:
+        """The number of outputs."""
+        self.shape = shape
+        self.classes = None if classes is None else check.number("energy.classes", classes, 2, integer=True)
+        return self.classes or 1
+
+    def outputs(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """E(x) (B,), or E(x, y) for the `labels` y in [0, classes): (B,), or (B, L) for L labels of each image."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"the energy takes a batch of {self.shape}, got {tuple(x.shape)}")
+        outputs = self.outputs(x)
+        if labels is None:
+            return outputs.squeeze(-1) if self.classes is None else -outputs.logsumexp(dim=1)
+        if self.classes is None:
+            raise ValueError("labels need an energy with classes (energy.classes)")
+        return -outputs.gather(1, labels.view(len(x), -1)).view(labels.shape)
 
 
-class ConvEnergy(nn.Module):
+def labels_in_turn(energy: nn.Module, count: int, device: str | torch.device = "cpu") -> Tensor | None:
+    """Labels 0, 1, …, 0, 1, … (count,) for chains of an energy with classes; None without."""
+    classes = getattr(energy, "classes", None)
+    return None if classes is None else torch.arange(count, device=device) % classes
+
+
+class ConvEnergy(Network):
     """The tutorial's network: four strided convolutions and two linear layers, SiLU between.
 
     x (B, C, H, W) in [−1, 1] → E(x) (B,). With 1×28×28 and `hidden` 32 it has 76,993 parameters and
@@ -23,9 +55,9 @@ class ConvEnergy(nn.Module):
     SiLU, because the energy is differentiated with respect to the image and wants to be smooth.
     """
 
-    def __init__(self, shape: Sequence[int] = (1, 28, 28), hidden: int = 32) -> None:
+    def __init__(self, shape: Sequence[int] = (1, 28, 28), hidden: int = 32, classes: int | None = None) -> None:
         super().__init__()
-        self.shape = check.image_shape("energy.shape", shape)
+        outputs = self._set(check.image_shape("energy.shape", shape), classes)
         h = check.number("energy.hidden", hidden, 2, integer=True)
         channels, height, width = self.shape
         sizes = [channels, h // 2, h, 2 * h, 2 * h]
@@ -34,16 +66,15 @@ class ConvEnergy(nn.Module):
             kernel, padding = (5, 4) if i == 0 else (3, 1)  # 4 more pixels: 28 → 16, a power of two
             layers += [nn.Conv2d(before, after, kernel, stride=2, padding=padding), nn.SiLU()]
             height, width = ((n + 2 * padding - kernel) // 2 + 1 for n in (height, width))
-        layers += [nn.Flatten(), nn.Linear(2 * h * height * width, 2 * h), nn.SiLU(), nn.Linear(2 * h, 1)]
+        layers += [nn.Flatten(), nn.Linear(2 * h * height * width, 2 * h), nn.SiLU(), nn.Linear(2 * h, outputs)]
         self.layers = nn.Sequential(*layers)
 
     def chain(self) -> nn.Sequential:
-        """E(x) = chain()(x).squeeze(-1): what the sampler can compile."""
+        """f as a chain of layers: what the sampler can compile."""
         return self.layers
 
-    def forward(self, x: Tensor) -> Tensor:
-        _check_input(x, self.shape)
-        return self.layers(x).squeeze(-1)
+    def outputs(self, x: Tensor) -> Tensor:
+        return self.layers(x)
 
 
 class Residual(nn.Module):
@@ -75,7 +106,7 @@ class Attention(nn.Module):
         return x + self.gamma * (value @ weights.transpose(1, 2)).view_as(x)
 
 
-class ResNetEnergy(nn.Module):
+class ResNetEnergy(Network):
     """A residual network for images of any size: x (B, C, H, W) in [−1, 1] → E(x) (B,).
 
     Levels of `width`, 2·`width`, 4·`width`, … channels, each half the side of the one before: a 3×3 convolution
@@ -102,16 +133,19 @@ class ResNetEnergy(nn.Module):
         spectral_norm: bool = False,
         attention: bool = False,
         scales: int = 1,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
-        self.shape = check.image_shape("energy.shape", shape)
+        outputs = self._set(check.image_shape("energy.shape", shape), classes)
         check.number("energy.width", width, 1, integer=True)
         check.number("energy.blocks", blocks, 0, integer=True)
         most = int(math.log2(min(self.shape[1:])))  # the last level keeps a pixel
         check.number("energy.levels", levels, 1, most, integer=True)
         check.number("energy.scales", scales, 1, most, integer=True)
         networks = [
-            self._network(width, min(levels, most - scale), blocks, attention, [n >> scale for n in self.shape[1:]])
+            self._network(
+                width, min(levels, most - scale), blocks, attention, [n >> scale for n in self.shape[1:]], outputs
+            )
             for scale in range(scales)
         ]
         self.networks = nn.ModuleList(networks)
@@ -119,7 +153,9 @@ class ResNetEnergy(nn.Module):
             for module in [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
                 nn.utils.parametrizations.spectral_norm(module)
 
-    def _network(self, width: int, levels: int, blocks: int, attention: bool, size: Sequence[int]) -> nn.Sequential:
+    def _network(
+        self, width: int, levels: int, blocks: int, attention: bool, size: Sequence[int], outputs: int
+    ) -> nn.Sequential:
         layers: list[nn.Module] = []
         before = self.shape[0]
         for level in range(levels):
@@ -132,39 +168,40 @@ class ResNetEnergy(nn.Module):
                 layers.append(Attention(after))
             before = after
         pixels = math.prod(n >> levels for n in size)
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * pixels, before), nn.SiLU(), nn.Linear(before, 1))
+        layers += [nn.Flatten(), nn.Linear(before * pixels, before), nn.SiLU(), nn.Linear(before, outputs)]
+        return nn.Sequential(*layers)
 
     def chain(self) -> nn.Module | None:
-        """E(x) = chain()(x).squeeze(-1) where there is one scale: what the sampler can compile."""
+        """f as a chain of layers where there is one scale: what the sampler can compile."""
         return self.networks[0] if len(self.networks) == 1 else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        _check_input(x, self.shape)
-        energies = []
+    def outputs(self, x: Tensor) -> Tensor:
+        outputs = []
         for network in self.networks:
-            energies.append(network(x))
+            outputs.append(network(x))
             x = nn.functional.avg_pool2d(x, 2)
-        return torch.stack(energies).sum(dim=0).squeeze(-1)
+        return torch.stack(outputs).sum(dim=0)
 
 
-class MLPEnergy(nn.Module):
+class MLPEnergy(Network):
     """Linear layers with SiLU between, for vectors: x (B, D), or any (B, *shape), flattened → E(x) (B,)."""
 
-    def __init__(self, shape: Sequence[int] = (2,), hidden: int = 128, depth: int = 3) -> None:
+    def __init__(
+        self, shape: Sequence[int] = (2,), hidden: int = 128, depth: int = 3, classes: int | None = None
+    ) -> None:
         super().__init__()
-        self.shape = tuple(check.number("energy.shape", size, 1, integer=True) for size in shape)
+        outputs = self._set(tuple(check.number("energy.shape", size, 1, integer=True) for size in shape), classes)
         check.number("energy.hidden", hidden, 1, integer=True)
         check.number("energy.depth", depth, 1, integer=True)
         sizes = [math.prod(self.shape)] + [hidden] * depth
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(hidden, 1))
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
     def chain(self) -> nn.Sequential:
-        """E(x) = chain()(x).squeeze(-1): what the sampler can compile."""
+        """f as a chain of layers: what the sampler can compile."""
         return self.layers
 
-    def forward(self, x: Tensor) -> Tensor:
-        _check_input(x, self.shape)
-        return self.layers(x).squeeze(-1)
+    def outputs(self, x: Tensor) -> Tensor:
+        return self.layers(x)

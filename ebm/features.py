@@ -74,16 +74,14 @@ def train_classifier(
         torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
         net = Classifier(dataset.shape, int(dataset.train_labels.max()) + 1)
     net.to(memory_format=torch.channels_last).to(device).train()
-    labels = dataset.train_labels.to(device)
-    batches = Batches(dataset.train, min(128, len(dataset.train)), torch.Generator(device).manual_seed(seed))
+    generator = torch.Generator(device).manual_seed(seed)
+    batches = Batches(dataset.train, min(128, len(dataset.train)), generator, labels=dataset.train_labels)
     total = epochs * batches.steps_per_epoch
     optimizer = torch.optim.Adam(net.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=total)
     for _ in range(total):
-        x = batches.next()
-        start = (batches.position - 1) * batches.batch_size
-        y = labels[batches.order[start : start + batches.batch_size]]
-        loss = functional.cross_entropy(net(x), y)
+        x, labels = batches.next()
+        loss = functional.cross_entropy(net(x), labels)  # type: ignore[arg-type]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -204,6 +204,18 @@ def histogram(path: Path, shares: Mapping[str, NDArray[np.float64]]) -> None:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
+def reliability(path: Path, confidence: NDArray[np.float64], correct: NDArray[np.float64], bins: int = 15) -> None:
+    """Share of `correct` (N,) in equal bins of `confidence` (N,) in [0, 1], and the share of images in each."""
+    edges = np.linspace(0, 1, bins + 1)
+    counts, right = np.histogram(confidence, edges)[0], np.histogram(confidence, edges, weights=correct)[0]
+    with plot(path, 5, 2.4, 1, 2) as ((left, axes),):
+        left.stairs(np.divide(right, counts, out=np.zeros(bins), where=counts > 0), edges, fill=True)
+        left.plot([0, 1], [0, 1], color="0.3", lw=0.8, ls="--")
+        left.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        axes.stairs(counts / counts.sum(), edges, fill=True, color="0.6")
+        axes.set(xlabel="confidence", ylabel="share of the images", xlim=(0, 1))
+
+
 def chains(path: Path, steps: Sequence[int], panels: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> None:
     """Statistics of chains (chains, records) by SGLD step, a thin line a chain, a thick one for their median."""
     with plot(path, 2.4 * len(panels), 2.3, 1, len(panels)) as (row,):

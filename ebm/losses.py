@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ebm import check
 
@@ -23,6 +24,9 @@ class ContrastiveDivergence:
                    the negatives go `kl_steps` steps further, without noise but with `step_size` and `grad_clamp`, to
                    x'(θ), and kl_weight·(mean E(x') − entropy_weight·mean log ‖x' − nearest other negative‖) is added,
                    with respect to x' alone: the sampler's steps are to lead to low energies, and not together
+    classification_weight  of mean −log p(y⁺ | x⁺), where there are labels: E is then E(x, y) of image and label, and
+                   both terms together are the negative log-likelihood of p(x | y) and p(y | x) (Grathwohl et al. 2020,
+                   "JEM", section 4)
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class ContrastiveDivergence:
         entropy_weight: float = 0.1,
         step_size: float = 10.0,
         grad_clamp: float | None = 0.03,
+        classification_weight: float = 1.0,
     ) -> None:
         self.alpha = check.number("loss.alpha", alpha, 0)
         self.noise_std = check.number("loss.noise_std", noise_std, 0)
@@ -47,42 +52,61 @@ class ContrastiveDivergence:
         self.kl_steps = check.number("loss.kl_steps", kl_steps, 1, integer=True)
         self.entropy_weight = check.number("loss.entropy_weight", entropy_weight, 0)
         self.step_size, self.grad_clamp = step_size, grad_clamp
+        self.classification_weight = check.number("loss.classification_weight", classification_weight, 0)
 
     def __call__(
-        self, energy: Callable[[Tensor], Tensor], x_data: Tensor, x_model: Tensor, generator: torch.Generator
+        self,
+        energy: Callable[..., Tensor],
+        x_data: Tensor,
+        x_model: Tensor,
+        generator: torch.Generator,
+        y_data: Tensor | None = None,
+        y_model: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, logs); loss = logs["cd"] + logs["energy_l2"] + logs["kl"], the last where there is one; a score is −E;
-        logs["e_model"] is E(x_model) (B,)."""
+        """(loss, logs), for data and negatives with labels y (B,) or without.
+
+        loss = logs["cd"] + logs["energy_l2"] + logs["kl"] + logs["classification"], the last two where there are such;
+        a score is −E; logs["e_model"] is E of the negatives (B,)."""
         noise = torch.empty_like(x_data).normal_(0, self.noise_std, generator=generator)
         x_data = x_data + noise
         if self.bounds is not None:
             x_data = x_data.clamp(*self.bounds)
-        energies = energy(torch.cat([x_data, x_model]))
+        x, logs = torch.cat([x_data, x_model]), {}
+        if y_data is None or y_model is None:
+            energies = energy(x)
+        else:
+            module: Any = getattr(energy, "module", energy)
+            labels = torch.arange(module.classes, device=x.device)
+            every = energy(x, labels.expand(len(x), -1))  # E(x, y) for all y
+            energies = every.gather(1, torch.cat([y_data, y_model]).unsqueeze(1)).squeeze(1)
+            logits = -every[: len(x_data)]
+            logs["classification"] = self.classification_weight * functional.cross_entropy(logits, y_data)
+            logs["accuracy"] = (logits.argmax(dim=1) == y_data).float().mean()
         e_data, e_model = energies[: len(x_data)], energies[len(x_data) :]
         limit = torch.inf if self.energy_clamp is None else self.energy_clamp
         cd = e_data.clamp(-limit, limit).mean() - e_model.clamp(-limit, limit).mean()
         energy_l2 = self.alpha * (e_data.square().mean() + e_model.square().mean())
-        loss = cd + energy_l2
-        logs = {"cd": cd, "energy_l2": energy_l2}
+        logs |= {"cd": cd, "energy_l2": energy_l2}
         if self.kl_weight:
-            logs["kl"] = self.kl_weight * self.kl(energy, x_model)
-            loss = loss + logs["kl"]
+            logs["kl"] = self.kl_weight * self.kl(energy, x_model, y_model)
+        loss = sum((logs[name] for name in ("energy_l2", "kl", "classification") if name in logs), cd)
         logs |= {"loss": loss, "score_real": -e_data.mean(), "score_fake": -e_model.mean(), "e_model": e_model}
         return loss, {name: value.detach() for name, value in logs.items()}
 
-    def kl(self, energy: Any, x: Tensor) -> Tensor:
+    def kl(self, energy: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
         """mean E(x'(θ)) − entropy_weight·mean log(distance of x' to the nearest other x); gradient through x' alone."""
         energy = getattr(energy, "module", energy)  # DistributedDataParallel is called once a step
+        labels = () if y is None else (y,)
         others, x = x, x.clone().requires_grad_(True)
         for _ in range(self.kl_steps):
-            (gradient,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+            (gradient,) = torch.autograd.grad(energy(x, *labels).sum(), x, create_graph=True)
             x = x - self.step_size * (
                 gradient.clamp(-self.grad_clamp, self.grad_clamp) if self.grad_clamp else gradient
             )
             if self.bounds is not None:
                 x = x.clamp(*self.bounds)
         end = x.detach().requires_grad_(True)
-        e_end = energy(end)
+        e_end = energy(end, *labels)
         (slope,) = torch.autograd.grad(e_end.sum(), end)
         # The value of mean E(x'), with the gradient ∂E/∂x'·∂x'/∂θ: none by way of the energy's own weights.
         low_energy = e_end.detach().mean() + (slope * (x - end.detach())).sum() / len(x)

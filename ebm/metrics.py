@@ -156,6 +156,26 @@ def mean_ci95(values: Array, resamples: int, rng: np.random.Generator) -> Interv
     return interval(np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]))
 
 
+# --- classification -------------------------------------------------------------------------------------------------
+
+
+def classification(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Array]:
+    """Of logits (N, classes) for images with these labels: accuracy, confidence max p(y | x) and nll −log p(y | x) of
+    each (N,), and the expected calibration error in `bins` equal bins of confidence (Guo et al. 2017, section 3).
+
+    Raises ValueError for logits that are not finite.
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error  # takes a second to import
+
+    _finite(logits.flatten(), "logits")
+    log_p = logits.double().log_softmax(dim=1)
+    confidence, predicted = log_p.exp().max(dim=1)
+    error = multiclass_calibration_error(log_p.exp(), labels, logits.shape[1], bins)
+    nll = -log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
+    found = {"accuracy": (predicted == labels).double(), "confidence": confidence, "nll": nll}
+    return {name: value.numpy() for name, value in found.items()} | {"calibration_error": error.double().numpy()}
+
+
 # --- samples --------------------------------------------------------------------------------------------------------
 
 

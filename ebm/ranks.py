@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 from ebm import check
 
 T = TypeVar("T")
+OF_CHAINS = ("chains", "ages", "labels")  # of a buffer's state: one a chain
 
 
 class Ranks:
@@ -99,7 +100,7 @@ def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The part of a checkpoint that is every rank's own, from each rank's {buffer, generator, sums}: all chains as one
     buffer, and under `shards` what it takes to part them again."""
     buffers = [shard["buffer"] for shard in shards]
-    whole = buffers[0] | {key: torch.cat([buffer[key].cpu() for buffer in buffers]) for key in ("chains", "ages")}
+    whole = buffers[0] | {key: torch.cat([buffer[key].cpu() for buffer in buffers]) for key in OF_CHAINS}
     apart = [
         {"size": len(shard["buffer"]["chains"]), "front": shard["buffer"]["front"]}
         | {key: shard[key] for key in ("generator", "sums")}
@@ -130,7 +131,7 @@ def dealt(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.G
         mine = by_age[since.argsort(stable=True)][ranks.rank :: ranks.size][-capacity:]
         fresh = torch.Generator(generator.device).manual_seed((generator.initial_seed() + state["step"]) % 2**63)
         own = shards[0] | {"front": len(mine) % capacity, "generator": fresh.get_state()}
-    chains = {key: buffer[key][mine] for key in ("chains", "ages")}
+    chains = {key: buffer[key][mine] for key in OF_CHAINS}
     return state | {
         "buffer": buffer | chains | {"front": own["front"]},
         "generator": own["generator"],

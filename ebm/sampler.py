@@ -18,8 +18,9 @@ from ebm.compiled import NotCompilable, compiled_steps
 # Convolution kernels for fewer images round otherwise: whatever is split, is split into multiples of this.
 GROUP = 16
 
-Energy = Callable[[Tensor], Tensor]
-Steps = Callable[[Tensor, Tensor, Sequence[float]], None]  # (x, noise of each step, step sizes): x goes on in place
+Energy = Callable[..., Tensor]  # E(x) or, with labels, E(x, y)
+# (x, noise of each step, step sizes, labels): x goes on in place
+Steps = Callable[[Tensor, Tensor, Sequence[float], Tensor | None], None]
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
@@ -108,6 +109,7 @@ class SGLD:
         steps: int | None = None,
         callback: Callable[[int, Tensor], Any] | None = None,
         every: int = 1,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Chains `x` (B, *shape) after `steps` steps (default: the sampler's); `x` itself is left alone.
 
@@ -115,6 +117,7 @@ class SGLD:
                    then a chain is the same in whatever batch it runs
         callback   called as callback(step, x) with the start (step 0), every `every`-th step and the last;
                    x is live: copy what is kept
+        labels     y (B,), where the steps are to go down E(x, y) = energy(x, y)
 
         The energy is run in eval mode and without parameter gradients; mode, `requires_grad`, parameter
         `.grad` and the caller's grad mode are as before afterwards, also after an exception.
@@ -137,7 +140,7 @@ class SGLD:
             memory = torch.empty(2, len(blocks[0]) if blocks else 0, *x.shape, dtype=x.dtype, device=x.device)
             noise = self._noise(memory[0], generator, blocks[0], steps) if blocks else memory[0]
             for i, block in enumerate(blocks):
-                jobs = self._start(run, x, noise, [self.settings(step, steps)[0] for step in block])
+                jobs = self._start(run, x, noise, [self.settings(step, steps)[0] for step in block], labels)
                 try:
                     if i + 1 < len(blocks):
                         noise = self._noise(memory[(i + 1) % 2], generator, blocks[i + 1], steps)
@@ -168,16 +171,19 @@ class SGLD:
                     chain_noise.normal_(0, noise_std, generator=own)
         return noise
 
-    def _start(self, run: Steps, x: Tensor, noise: Tensor, step_sizes: Sequence[float]) -> list[Future[None]]:
+    def _start(
+        self, run: Steps, x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None
+    ) -> list[Future[None]]:
         """Run the steps in place; on the CPU on threads, which have yet to be waited for."""
         threads = self.threads or torch.get_num_threads()
         size = GROUP * math.ceil(len(x) / threads / GROUP)
         if x.device.type != "cpu" or threads == 1 or len(x) <= size:
-            run(x, noise, step_sizes)
+            run(x, noise, step_sizes, labels)
             return []
-        pool = thread_pool(threads)
-        parts = zip(x.split(size), noise.split(size, dim=1), strict=True)
-        return [pool.submit(run, part, its_noise, step_sizes) for part, its_noise in parts]
+        pool, parts = thread_pool(threads), x.split(size)
+        labels_of = [None] * len(parts) if labels is None else labels.split(size)
+        split = zip(parts, noise.split(size, dim=1), labels_of, strict=True)
+        return [pool.submit(run, part, its_noise, step_sizes, its_labels) for part, its_noise, its_labels in split]
 
     def run_as(self, energy: Energy, x: Tensor) -> tuple[str, Steps]:
         """(backend, its steps) for this energy, as it is now, and chains like `x`."""
@@ -206,12 +212,13 @@ class SGLD:
         weights = [*energy.parameters(), *energy.buffers()]
         key = (id(energy), x.shape, x.dtype, *(weight.data_ptr() for weight in weights))
 
-        def steps(x: Tensor, noise: Tensor, step_sizes: Sequence[float]) -> None:
+        def steps(x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None) -> None:
             if self._graphs and next(iter(self._graphs))[0] != key:
                 self._graphs.clear()
-            if (key, len(noise)) not in self._graphs:
-                self._graphs[key, len(noise)] = cuda_graph(eager, x, noise, step_sizes)
-            self._graphs[key, len(noise)](x, noise, step_sizes)
+            block = (key, len(noise), labels is None)
+            if block not in self._graphs:
+                self._graphs[block] = cuda_graph(eager, x, noise, step_sizes, labels)
+            self._graphs[block](x, noise, step_sizes, labels)
 
         return steps
 
@@ -223,6 +230,7 @@ def eager_steps(
     x: Tensor,
     noise: Tensor,
     step_sizes: Sequence[float],
+    labels: Tensor | None = None,
 ) -> None:
     """The steps by autograd, x (B, *shape) in place; `noise` (steps, B, *shape) as it is to be added."""
     with torch.no_grad():  # grad mode belongs to the thread
@@ -233,7 +241,8 @@ def eager_steps(
                 now.clamp_(*bounds)
             now.requires_grad_(True)
             with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(energy(now).sum(), now)
+                energies = energy(now) if labels is None else energy(now, labels)
+                (gradient,) = torch.autograd.grad(energies.sum(), now)
             now = now.detach()
             if grad_clamp:
                 gradient = gradient.clamp(-grad_clamp, grad_clamp)
@@ -243,22 +252,26 @@ def eager_steps(
         x.copy_(now)
 
 
-def cuda_graph(steps: Steps, x: Tensor, noise: Tensor, step_sizes: Sequence[float]) -> Steps:
+def cuda_graph(
+    steps: Steps, x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None = None
+) -> Steps:
     """`steps` for tensors like these, recorded: one launch instead of some forty a step."""
-    own_x, own_noise = x.clone(), noise.clone()
+    own_x, own_noise, own_labels = x.clone(), noise.clone(), None if labels is None else labels.clone()
     side = torch.cuda.Stream(x.device)
     side.wait_stream(torch.cuda.current_stream(x.device))
     with torch.cuda.stream(side):  # warm-up: cuDNN picks its kernels
         for _ in range(3):
-            steps(own_x, own_noise, step_sizes)
+            steps(own_x, own_noise, step_sizes, own_labels)
     torch.cuda.current_stream(x.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        steps(own_x, own_noise, step_sizes)
+        steps(own_x, own_noise, step_sizes, own_labels)
 
-    def replay(x: Tensor, noise: Tensor, step_sizes: Sequence[float]) -> None:
+    def replay(x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None = None) -> None:
         own_x.copy_(x)
         own_noise.copy_(noise)
+        if own_labels is not None and labels is not None:
+            own_labels.copy_(labels)
         graph.replay()
         x.copy_(own_x)
 
@@ -330,6 +343,7 @@ def trace_in_batches(
     batch_size: int = 128,
     every: int = 1,
     steps: int | None = None,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """`sampler.trace` of any number of chains, `batch_size` at a time on the generators' device: snapshots
     (T, B, *shape) on the CPU. The result does not depend on `batch_size`, which is rounded down to a multiple
@@ -338,9 +352,15 @@ def trace_in_batches(
     batch_size = max(batch_size // GROUP, 1) * GROUP
     parts = []
     for start in range(0, len(x), batch_size):
-        part, own = x[start : start + batch_size], list(generators[start : start + batch_size])
-        count, missing = len(part), -len(part) % GROUP
-        part = torch.cat([part, part[:1].expand(missing, *part.shape[1:])]).to(own[0].device)
-        own += [torch.Generator(part.device).manual_seed(0) for _ in range(missing)]
-        parts.append(sampler.trace(energy, part, own, every=every, steps=steps)[:, :count].cpu())
+        chosen = slice(start, start + batch_size)
+        own = list(generators[chosen])
+        count, missing, device = len(own), -len(own) % GROUP, own[0].device
+        own += [torch.Generator(device).manual_seed(0) for _ in range(missing)]
+
+        def filled(of: Tensor, chosen: slice = chosen, missing: int = missing, device: Any = device) -> Tensor:
+            return torch.cat([of[chosen], of[chosen][:1].expand(missing, *of.shape[1:])]).to(device)
+
+        its_labels = None if labels is None else filled(labels)
+        trace = sampler.trace(energy, filled(x), own, every=every, steps=steps, labels=its_labels)
+        parts.append(trace[:, :count].cpu())
     return torch.cat(parts, dim=1)

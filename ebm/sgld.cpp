@@ -47,6 +47,7 @@ template <class T> struct Work {
     const T *noise;               // [steps], `stride` numbers apart, of [chains][channels][pixels]
     int64_t stride, steps;
     const double *step_sizes;
+    const int64_t *labels;        // [chains], or null
     double grad_clamp, low, high;
     T *workspace;                 // aligned to BYTES: the image; output and slope (then gradient and slope) a layer
 };
@@ -129,7 +130,8 @@ template <class T> static void sgld(const Work<T> &work) {
 
             V *in = x;
             int64_t ins = work.channels;
-            for (int64_t i = 0; i < last; i++) {  // the energy's value is not needed, so the last layer is left out
+            const int64_t outputs = work.layer[last].channels;
+            for (int64_t i = 0; i < last + (outputs > 1); i++) {  // one output is the energy: its value is not needed
                 const Layer<T> &layer = work.layer[i];
                 V *out = x + layer.out, *slope = out + layer.pixels * layer.channels;
                 const V *skip = layer.skip < 0 ? nullptr : x + work.layer[layer.skip].out;
@@ -145,7 +147,17 @@ template <class T> static void sgld(const Work<T> &work) {
                 ins = layer.channels;
             }
 
-            const V *gradient = &one;  // of the energy by itself
+            const V *gradient = &one;  // of the energy by the outputs: E(x, y) = -f[y], E(x) = -log sum exp f
+            if (outputs > 1) {
+                V *f = x + work.layer[last].out, highest = f[0], sum = {};
+                for (int64_t c = 1; c < outputs; c++) highest = f[c] > highest ? f[c] : highest;
+                for (int64_t c = 0; c < outputs; c++) sum += f[c] = exponential<T>(f[c] - highest);
+                for (int64_t c = 0; c < outputs; c++) f[c] /= -sum;
+                if (work.labels)
+                    for (int64_t c = 0; c < outputs; c++)
+                        for (int64_t l = 0; l < lanes; l++) f[c][l] = -T(work.labels[first + l] == c);
+                gradient = f;
+            }
             for (int64_t i = last; i > 0; i--) {
                 const Layer<T> &layer = work.layer[i], &before = work.layer[i - 1];
                 V *out = x + before.out, *slope = out + before.pixels * before.channels;

@@ -10,9 +10,15 @@ from ebm.sampler import SGLD, frozen
 
 
 def chain_statistics(
-    sampler: SGLD, energy: nn.Module, buffer: ReplayBuffer, x_data: Tensor, x_model: Tensor
+    sampler: SGLD,
+    energy: nn.Module,
+    buffer: ReplayBuffer,
+    x_data: Tensor,
+    x_model: Tensor,
+    y_model: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Scalars of the chains x_model (B, *shape) that a training step ended with, and of the buffer at rest:
+    """Scalars of the chains x_model (B, *shape), with labels or without, that a training step ended with, and of the
+    buffer at rest:
 
     age_mean, age_median         SGLD steps that the buffer's chains have lived
     saturation, saturation_real  share of the components at the bounds, of the chains and of the data, in [0, 1]
@@ -24,7 +30,8 @@ def chain_statistics(
     step_size, noise_std = sampler.settings(0, max(sampler.steps, 2))
     with frozen(energy), torch.enable_grad():
         x = x_model[:32].detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(energy(x).sum(), x)
+        energies = energy(x) if y_model is None else energy(x, y_model[:32])
+        (gradient,) = torch.autograd.grad(energies.sum(), x)
     clamp = sampler.grad_clamp or math.inf
     ages = buffer.ages[: buffer.size].float()
     return {

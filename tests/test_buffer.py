@@ -31,14 +31,14 @@ def test_invariants(capacity, policy, probability, counts, data):
             with pytest.raises(ValueError, match=r"buffer\.(initial|capacity) must be at least the batch size"):
                 buffer.draw(count, g)
             continue
-        chains, places, ages = buffer.draw(count, g)
+        chains, places, ages, labels = buffer.draw(count, g)
         assert len(set(places.tolist())) == count  # distinct chains
         stored = buffer.chains[places]
         old = (chains == stored).flatten()
         assert bool((ages[~old] == 0).all())
         assert bool(old.all()) if probability == 0 else not bool(old.any()) if probability == 1 else True
         marks = torch.full((count, 1), 10.0 + call)  # not a value of any other call
-        buffer.put(marks, places, ages + 7)
+        buffer.put(marks, places, ages + 7, labels)
         if policy == "fifo":
             model = (model + [10.0 + call] * count)[-capacity:]
             assert sorted(model) == pytest.approx(sorted(buffer.chains[: buffer.size, 0].tolist()))
@@ -62,9 +62,9 @@ def test_ages_follow_their_chains():
     for policy in ("fifo", "in_place"):
         buffer = ReplayBuffer((1,), g, 64, 16, 0.0, policy)
         for _ in range(20):
-            chains, places, ages = buffer.draw(16, g)
+            chains, places, ages, labels = buffer.draw(16, g)
             chains = ages.float().unsqueeze(1) + 5  # a chain's value is its age
-            buffer.put(chains, places, ages + 5)
+            buffer.put(chains, places, ages + 5, labels)
         used = buffer.ages[: buffer.size]
         lived = used > 0
         assert lived.any() and torch.equal(buffer.chains[: buffer.size, 0][lived], used[lived].float())
@@ -94,11 +94,11 @@ def test_state_goes_on_alike():
 
     first, g = make(), generator(5)
     for _ in range(7):
-        chains, places, ages = first.draw(8, g)
-        first.put(chains + 0.01, places, ages + 1)
+        chains, places, ages, labels = first.draw(8, g)
+        first.put(chains + 0.01, places, ages + 1, labels)
     second = make()
     second.load_state_dict(first.state_dict())
-    for ours, theirs in zip(first.draw(8, generator(9)), second.draw(8, generator(9)), strict=True):
+    for ours, theirs in zip(first.draw(8, generator(9))[:3], second.draw(8, generator(9))[:3], strict=True):
         assert torch.equal(ours, theirs)
     assert second.front == first.front and second.size == first.size
 
@@ -141,7 +141,8 @@ def test_drawn_chains_are_augmented_with_its_probability_and_the_stored_ones_sta
     augment = {"probability": 0.25, "flip": 1.0}
     buffer = ReplayBuffer((1, 4, 4), generator(), 2000, reinit_probability=0.0, policy="in_place", augment=augment)
     kept = buffer.chains.clone()
-    chains, places, _ = buffer.draw(2000, generator(1))
+    chains, places, _, _ = buffer.draw(2000, generator(1))
     flipped = (chains - kept[places].flip(3)).abs().amax(dim=(1, 2, 3)) < 1e-5
     assert 0.2 < flipped.float().mean() < 0.3
     assert torch.equal(chains[~flipped], kept[places][~flipped]) and torch.equal(buffer.chains, kept)
+    assert random_affine(torch.zeros(0, 1, 4, 4), generator(), rotation=9).shape == (0, 1, 4, 4)  # none was chosen

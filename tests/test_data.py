@@ -60,7 +60,7 @@ def test_folder_of_images(tmp_path):
 def test_batches_are_epochs_of_distinct_images():
     x = torch.arange(70, dtype=torch.float32).div(100).view(70, 1)
     batches = Batches(x, 16, torch.Generator().manual_seed(0))
-    epochs = [torch.cat([batches.next() for _ in range(4)]) for _ in range(2)]
+    epochs = [torch.cat([batches.next()[0] for _ in range(4)]) for _ in range(2)]
     assert all(len(epoch.unique()) == 64 for epoch in epochs)  # the partial batch is dropped
     assert not torch.equal(*epochs)
 
@@ -75,7 +75,7 @@ def test_batches_resume_in_mid_epoch():
     second = Batches(x, 16, generator)
     second.load_state_dict(first.state_dict())
     for _ in range(7):
-        assert torch.equal(first.next(), second.next())
+        assert torch.equal(first.next()[0], second.next()[0])
 
 
 def test_bad_batches_and_data():

@@ -109,7 +109,11 @@ def test_chains_are_dealt_anew_none_lost_the_oldest_first():
     written = [torch.tensor([4, 5, 0, 1, 2, 3]) * 2, torch.tensor([4, 5, 0, 1, 2, 3]) * 2 + 1]  # when
     generator = torch.Generator().manual_seed(1)
     shards = [
-        {"buffer": {"chains": when.float(), "ages": when, "front": 2}, "generator": generator.get_state(), "sums": {}}
+        {
+            "buffer": {"chains": when.float(), "ages": when, "labels": when, "front": 2},
+            "generator": generator.get_state(),
+            "sums": {},
+        }
         for when in written
     ]
     state = {"step": 9, "loop": {"sums": {}}} | ranks.merged(shards)

@@ -42,13 +42,15 @@ processes.set_forkserver_preload(["train"])
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory) -> str:
-    """A folder of 80 small pictures: 72 to train, 4 steps an epoch."""
+    """A folder of 80 small pictures of two classes: 72 to train, 4 steps an epoch."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(80):
         picture = np.zeros((8, 8), dtype=np.uint8)
         picture[:, rng.integers(8)] = picture[rng.integers(8)] = 255
-        Image.fromarray(picture).save(folder / f"{i}.png")
+        file = folder / str(i % 2) / f"{i}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(file)
     return f"data.root={folder}"
 
 
@@ -97,7 +99,10 @@ def assert_equal(a, b, path: str = "") -> None:
         assert a == b, path
 
 
-@pytest.mark.parametrize("more", [[], ["buffer.policy=fifo", "buffer.initial=16", "buffer.init=class_means"]])
+FIFO = ["buffer.policy=fifo", "buffer.initial=16", "buffer.init=class_means"]
+
+
+@pytest.mark.parametrize("more", [[], FIFO, [*FIFO, "energy.classes=2"]])
 def test_a_stop_in_mid_epoch_leaves_no_trace(tmp_path, images, more):
     """29 steps, then 40: neither is a multiple of the 4 steps of an epoch or of log_every."""
     go(tmp_path / "whole", *SMALL, images, *more, "train.max_steps=40")

@@ -146,10 +146,10 @@ def training_step(rounds, steps=60, batch=128):
     examples = [torch.rand(1, 1, 28, 28) * 2 - 1 for _ in range(8192)]
 
     def ours():
-        chains, places, ages = buffer.draw(batch, g)
+        chains, places, ages, labels = buffer.draw(batch, g)
         x = sampler(energy, chains, g)
-        buffer.put(x, places, ages + steps)
-        loss, _ = loss_of(energy, batches.next(), x, g)
+        buffer.put(x, places, ages + steps, labels)
+        loss, _ = loss_of(energy, batches.next()[0], x, g)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(energy.parameters(), 0.1)

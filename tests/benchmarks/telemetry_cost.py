@@ -18,7 +18,7 @@ LOG_EVERY = 20
 generator = torch.Generator().manual_seed(0)
 energy, sampler, loss = ConvEnergy().to(memory_format=torch.channels_last), SGLD(steps=15), ContrastiveDivergence()
 buffer = ReplayBuffer((1, 28, 28), generator, policy="in_place")
-x, _, ages = buffer.draw(128, generator)
+x, _, ages, _ = buffer.draw(128, generator)
 
 
 def milliseconds(call: Callable[[], object], times: int) -> float:

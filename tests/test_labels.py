@@ -1,0 +1,173 @@
+"""Energies with classes: E(x, y) = −f(x)[y], E(x) = −log Σ_y exp f(x)[y], through sampler, buffer, loss and scripts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_one_line_error, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import kstest
+from sklearn.metrics import accuracy_score, log_loss
+from torch import nn
+
+from ebm import checkpoint, metrics
+from ebm.buffer import ReplayBuffer
+from ebm.data import mnist5k, scaled
+from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy, labels_in_turn
+from ebm.losses import ContrastiveDivergence
+from ebm.sampler import SGLD, chain_generators, trace_in_batches
+
+JOINT = ["energy.classes=10", "energy.hidden=4", "sampler.steps=2", "buffer.capacity=40", "train.batch_size=20",
+         "train.max_steps=7", "train.sample_steps=4", "device=cpu", "wandb.mode=disabled"]  # fmt: skip
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Gaussians(nn.Module):
+    """E(x, y) = (x − y)²/2 for y in {0, 1, 2}: x | y ~ N(y, 1)."""
+
+    classes = 3
+
+    def forward(self, x, labels=None):
+        every = (x - torch.arange(3.0)).square() / 2
+        return -(-every).logsumexp(dim=1) if labels is None else every.gather(1, labels.view(len(x), -1)).squeeze(1)
+
+
+@pytest.mark.parametrize("kind", [ConvEnergy, ResNetEnergy, MLPEnergy])
+def test_energies_by_hand(kind):
+    torch.manual_seed(0)
+    energy, x = kind((1, 8, 8), classes=4), torch.rand(5, 1, 8, 8, requires_grad=True)
+    f, y = energy.outputs(x), torch.tensor([3, 0, 1, 2, 3])
+    assert f.shape == (5, 4)
+    torch.testing.assert_close(energy(x), -f.exp().sum(dim=1).log())
+    torch.testing.assert_close(energy(x, y), torch.stack([-f[i, y[i]] for i in range(5)]))
+    torch.testing.assert_close(energy(x, torch.arange(4).expand(5, 4)), -f)
+    # ∇E(x) is the mean of ∇E(x, y) over p(y | x) = softmax f(x)
+    (marginal,) = torch.autograd.grad(energy(x).sum(), x)
+    weighted = torch.zeros_like(x)
+    for label in range(4):
+        (gradient,) = torch.autograd.grad(energy(x, torch.full((5,), label)).sum(), x)
+        weighted += f.softmax(dim=1)[:, label].detach().view(5, 1, 1, 1) * gradient
+    torch.testing.assert_close(marginal, weighted)
+    with pytest.raises(ValueError, match=r"labels need an energy with classes \(energy\.classes\)"):
+        kind((1, 8, 8))(x, y)
+    with pytest.raises(ValueError, match=r"energy\.classes must be"):
+        kind((1, 8, 8), classes=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    classes=st.integers(2, 20), chains=st.integers(1, 40), labelled=st.booleans(), seed=st.integers(0, 99),
+    threads=st.integers(1, 3), kind=st.sampled_from([ConvEnergy, ResNetEnergy, MLPEnergy]),
+)  # fmt: skip
+def test_compiled_steps_are_those_of_autograd(classes, chains, labelled, seed, threads, kind):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        width = {"width": 8} if kind is ResNetEnergy else {"hidden": 8}
+        energy = kind((1, 8, 8), classes=classes, **width).double()
+    x = torch.rand(chains, 1, 8, 8, generator=generator(seed), dtype=torch.float64) * 2 - 1
+    labels = torch.randint(classes, (chains,), generator=generator(seed)) if labelled else None
+    ends = [
+        SGLD(5, threads=threads, grad_clamp=clamp, backend=backend)(energy, x, generator(1), labels=labels)
+        for clamp in (None, 0.03)
+        for backend in ("compile", "eager")
+    ]
+    assert SGLD(backend="compile").run_as(energy, x)[0] == "compile"
+    for compiled, eager in zip(ends[::2], ends[1::2], strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-9)
+
+
+def test_chains_of_a_label_follow_its_law():
+    sampler = SGLD(400, step_size=0.05, noise_std="langevin", grad_clamp=None, bounds=None)
+    labels = torch.arange(3000) % 3
+    x = sampler(Gaussians(), torch.zeros(3000, 1), generator(), labels=labels).squeeze(1)
+    for label in range(3):  # the step's own bias is 1 % of the variance
+        assert kstest(x[labels == label].numpy(), "norm", (label, 1)).pvalue > 1e-3
+    in_batches = [
+        trace_in_batches(sampler, Gaussians(), torch.zeros(50, 1), chain_generators(0, 50), size, 9, 9, labels[:50])
+        for size in (16, 64)
+    ]
+    assert torch.equal(*in_batches)
+
+
+@pytest.mark.parametrize("policy", ["fifo", "in_place"])
+def test_the_buffer_keeps_labels(policy):
+    means = torch.arange(5.0).view(5, 1) / 5
+    buffer = ReplayBuffer((1,), generator(), 100, 50, 0.2, policy, "class_means", 0.0, lambda: means, classes=5)
+    g = generator(1)
+    for _ in range(60):  # a chain of class y is y/5, fresh or stored
+        chains, places, ages, labels = buffer.draw(20, g)
+        assert torch.equal(chains, means[labels])
+        buffer.put(chains, places, ages + 1, labels)
+    assert torch.equal(buffer.chains[: buffer.size], means[buffer.labels[: buffer.size]])
+    assert buffer.labels.bincount().min() > 0
+    again = ReplayBuffer((1,), generator(), 100, 50, 0.2, policy, "class_means", 0.0, lambda: means, classes=5)
+    again.load_state_dict(buffer.state_dict())
+    assert torch.equal(again.labels[: again.size], buffer.labels[: buffer.size])
+    for bad in (torch.full((buffer.size,), 5), torch.zeros(3, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="labels"):
+            again.load_state_dict(buffer.state_dict() | {"labels": bad})
+
+
+def test_the_loss_by_hand():
+    torch.manual_seed(0)
+    energy = MLPEnergy((2,), hidden=8, classes=3)
+    x_data, x_model = torch.rand(4, 2), torch.rand(4, 2)
+    y_data, y_model = torch.tensor([0, 2, 1, 1]), torch.tensor([1, 1, 0, 2])
+    loss_function = ContrastiveDivergence(alpha=0.1, noise_std=0, classification_weight=0.5)
+    loss, logs = loss_function(energy, x_data, x_model, generator(), y_data, y_model)
+    e_data, e_model = energy(x_data, y_data), energy(x_model, y_model)
+    cross_entropy = -energy.outputs(x_data).softmax(dim=1)[range(4), y_data].log().mean()
+    by_hand = e_data.mean() - e_model.mean() + 0.1 * (e_data**2 + e_model**2).mean() + 0.5 * cross_entropy
+    torch.testing.assert_close(loss, by_hand)
+    torch.testing.assert_close(logs["classification"], 0.5 * cross_entropy.detach())
+    torch.testing.assert_close(logs["e_model"], e_model.detach())
+
+
+def test_classification_against_scikit_learn():
+    logits = torch.randn(500, 4, generator=generator(), dtype=torch.float64)
+    labels = torch.multinomial(logits.softmax(dim=1), 1, generator=generator()).squeeze(1)  # calibrated
+    found = metrics.classification(logits, labels)
+    p = logits.softmax(dim=1).numpy()
+    assert found["accuracy"].mean() == accuracy_score(labels, p.argmax(axis=1))
+    np.testing.assert_allclose(found["nll"].mean(), log_loss(labels, p))
+    error = 0.0
+    for low in np.arange(15) / 15:
+        inside = (found["confidence"] > low) & (found["confidence"] <= low + 1 / 15)
+        error += abs((found["accuracy"] - found["confidence"])[inside].sum()) / 500
+    np.testing.assert_allclose(found["calibration_error"], error, atol=1e-6)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        metrics.classification(logits * torch.nan, labels)
+
+
+def test_joint_training_keeps_labels_and_is_evaluated(tmp_path):
+    folder = tmp_path / "run"
+    run("train.py", *JOINT, "buffer.policy=fifo", "buffer.initial=30", f"hydra.run.dir={folder}")
+    buffer = checkpoint.load(folder)["buffer"]
+    assert buffer["labels"].shape == (40,) and buffer["labels"].max() < 10
+    names = {name for line in (folder / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
+    assert {"train/classification", "train/accuracy"} <= names
+    energy = checkpoint.load_energy(folder)
+    labels = labels_in_turn(energy, 20)
+    assert labels is not None and torch.equal(labels, torch.arange(20) % 10)
+    done = run("evaluate.py", f"checkpoint={folder}", "evaluation=classification", "wandb.mode=disabled", "device=cpu")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "evaluation/classification/metrics.json").read_text())
+    digits = mnist5k()
+    predicted = energy.outputs(scaled(digits.test)).argmax(dim=1)
+    assert found["classification/accuracy"] == (predicted == digits.test_labels).double().mean()
+    assert (folder / "evaluation/classification/reliability.png").is_file()
+
+
+def test_labels_out_of_range_leave_nothing(tmp_path):
+    (tmp_path / "mine").touch()  # an empty folder would go with the run's
+    for name, overrides, words in [
+        ("few", ["energy.classes=5"], "energy.classes=5 needs data with labels below it; those of mnist5k: 0 to 9"),
+        ("none", ["data=two_moons", "energy=mlp", "energy.classes=5"], "those of two_moons: none"),
+    ]:
+        assert_one_line_error(run("train.py", *overrides, f"hydra.run.dir={tmp_path / name}"), words)
+        assert [file.name for file in tmp_path.iterdir()] == ["mine"]
