@@ -41,6 +41,7 @@ MAY_CHANGE = re.compile(
     r"device|objective|rank_timeout_minutes|data\.root|sampler\.(threads|backend)|(guard|wandb)\..*"
     r"|train\.(?!batch_size|grad_norm_clip).*"
 )
+MAY_BE_NULL = ("epochs", "max_steps", "max_minutes", "save_every_steps", "save_every_minutes", "warmup_sgld_steps")
 
 
 @dataclass
@@ -68,18 +69,11 @@ def check_numbers(cfg: DictConfig) -> None:
         raise ValueError(f"objective must be frechet or the name of a logged number, as val/cd, got {cfg.objective!r}")
     if cfg.train.epochs is cfg.train.max_steps is cfg.train.max_minutes is None:
         raise ValueError("one of train.epochs, train.max_steps and train.max_minutes must be set, got none")
-    for key in ("epochs", "max_steps", "save_every_steps"):
-        if cfg.train[key] is not None:
-            check.number(f"train.{key}", cfg.train[key], 1, integer=True)
-    for key in ("max_minutes", "save_every_minutes"):
-        if cfg.train[key] is not None:
-            check.number(f"train.{key}", cfg.train[key], 0, open_low=True)
-    check.number("train.warmup_steps", cfg.train.warmup_steps, 0, integer=True)
-    if cfg.train.warmup_sgld_steps is not None:
-        check.number("train.warmup_sgld_steps", cfg.train.warmup_sgld_steps, 1, integer=True)
-    check.number("train.grad_norm_clip", cfg.train.grad_norm_clip, 0, open_low=True)
-    for key in ("log_every", "validate_every_epochs", "sample_every_epochs", "sample_steps", "eval_batch_size", "keep"):
-        check.number(f"train.{key}", cfg.train[key], 1, integer=True)
+    for key, value in cfg.train.items():
+        if value is not None or key not in MAY_BE_NULL:
+            real = key in ("max_minutes", "save_every_minutes", "grad_norm_clip")  # the others are whole numbers
+            least = 0 if real or key == "warmup_steps" else 1
+            check.number(f"train.{key}", value, least, open_low=real, integer=not real)
 
 
 def build_energy(cfg: DictConfig, dataset: Dataset) -> tuple[nn.Module, dict[str, Any]]:
@@ -109,29 +103,17 @@ def read_back(loop: Loop, chains: Mapping[str, Tensor], batch_size: int, ranks: 
 
 def validate(energy: nn.Module, real: Tensor, noise: Tensor, noise_1024: Tensor, **how: Any) -> dict[str, float]:
     """Mean score of test images, of as many noise images, noise − real, and of 1024 noise images."""
-    score_real = float(metrics.scores(energy, real, **how).mean())
-    score_noise = float(metrics.scores(energy, noise, **how).mean())
-    return {
-        "val/cd": score_noise - score_real,
-        "val/score_real": score_real,
-        "val/score_noise": score_noise,
-        "noise/score": float(metrics.scores(energy, noise_1024, **how).mean()),
-    }
+    score_real, score_noise, score = (float(metrics.scores(energy, x, **how).mean()) for x in (real, noise, noise_1024))
+    of_test = {"val/cd": score_noise - score_real, "val/score_real": score_real, "val/score_noise": score_noise}
+    return of_test | {"noise/score": score}
 
 
 def draw_samples(
-    run_dir: Path,
-    step: int,
-    energy: nn.Module,
-    sampler: SGLD,
-    buffer: ReplayBuffer,
-    real: Tensor,
-    steps: int,
-    seed: int,
+    folder: Path, step: int, energy: nn.Module, sampler: SGLD, buffer: ReplayBuffer, real: Tensor, steps: int, seed: int
 ) -> tuple[dict[str, Path], dict[str, float], dict[str, metrics.Array]]:
-    """PNG files: 8 chains from noise, each a strip of 8 snapshots; 32 random chains of the buffer; histograms of
-    scores and ages. Numbers: how well the long chains mix, and how far short ones fall behind them. And the scores
-    of chains in the buffer and of real images."""
+    """PNG files in `folder`: 8 chains from noise, each a strip of 8 snapshots; 32 random chains of the buffer;
+    histograms of scores and ages. Numbers: how well the long chains mix, and how far short ones fall behind them. And
+    the scores of chains in the buffer and of real images."""
     device = buffer.chains.device
     generator = torch.Generator(device).manual_seed(seed)  # the same start each time, to compare over training
     noise = uniform_noise((8, *buffer.chains.shape[1:]), generator)
@@ -139,15 +121,12 @@ def draw_samples(
     trace = sampler.trace(energy, noise, generator, every=every, steps=steps)
     shown = sorted({-(-i * (len(trace) - 1) // 8) for i in range(1, 9)})
     chosen = torch.randperm(buffer.size, generator=generator, device=device)
-    keys = (
-        ("samples/generation", "samples/buffer", "chain/state")
-        if real.dim() == 4
-        else ("samples/points", "chain/state")
-    )
-    files = {key: run_dir / f"{key}_{step:06d}.png" for key in keys}
+    images = real.dim() == 4
+    keys = ["samples/generation", "samples/buffer"] if images else ["samples/points"]
+    files = {key: folder / f"{key}_{step:06d}.png" for key in [*keys, "chain/state"]}
     for file in files.values():
         file.parent.mkdir(exist_ok=True)
-    if real.dim() == 4:
+    if images:
         figures.strips(files["samples/generation"], trace[shown], [min(every * i, steps) for i in shown])
         figures.grid(files["samples/buffer"], buffer.chains[chosen[:32]])
     else:  # vectors: their first two components
@@ -262,14 +241,8 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     save_every_steps = cfg.train.save_every_steps or math.inf
     save_every_seconds = 60 * (cfg.train.save_every_minutes or math.inf)
     loop = Loop()
-    parts: dict[str, Any] = {
-        "energy": energy,
-        "optimizer": optimizer,
-        "buffer": buffer,
-        "batches": batches,
-        "guard": guard,
-        "loop": loop,
-    }
+    parts: dict[str, Any] = {"energy": energy, "optimizer": optimizer, "buffer": buffer, "batches": batches}
+    parts |= {"guard": guard, "loop": loop}
     if state:
         restore(parts, generator, state, run_dir, ranks)
         if max(loop.step / max_steps, loop.seconds / max_seconds) >= 1:
@@ -279,15 +252,13 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     save_now = state is None  # a run can always be resumed, and rolled back
     saved_at = time.monotonic()
     x_data = x_model = torch.empty(0)  # of the last step
+    total = None if max_steps == math.inf else max_steps  # for the progress bar
 
     with (
         Signals() as signals,
         Tracker(run_dir, config, **config["wandb"], state=state and state["tracker"], writes=ranks.first) as tracker,
-        tqdm(
-            total=None if max_steps == math.inf else max_steps, initial=loop.step, unit="step", dynamic_ncols=True,
-            disable=not ranks.first,
-        ) as bar,
-    ):  # fmt: skip
+        tqdm(total=total, initial=loop.step, unit="step", dynamic_ncols=True, disable=not ranks.first) as bar,
+    ):
         if ranks.first:
             checkpoint.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
         while True:
@@ -500,7 +471,7 @@ def remove_if_empty(run_dir: Path) -> None:
 
 
 def launch(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = ()) -> float:
-    with one_line_errors():
+    with one_line_errors():  # no decorator: launchers pickle this function, and that would hold a generator
         return start(cfg, run_dir, overrides)
 
 
@@ -553,9 +524,8 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         atexit.unregister(report.sweep)
         with one_line_errors():
-            failed = report.sweep(Path(config.hydra.sweep.dir), config.objective)
-        if failed:
-            sys.exit(1)
+            if report.sweep(Path(config.hydra.sweep.dir), config.objective):
+                sys.exit(1)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
