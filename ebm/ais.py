@@ -12,6 +12,7 @@ from ebm import check
 from ebm.sampler import frozen
 
 Energy = Callable[[Tensor], Tensor]
+Box = Sequence[float] | None  # [low, high]
 
 
 @dataclass
@@ -47,7 +48,7 @@ def bracket(
     betas: Tensor,
     leapfrog: int = 3,
     acceptance: float = 0.8,
-    bounds: Sequence[float] | None = None,
+    bounds: Box = None,
     burn_in: int = 0,
 ) -> Bracket:
     """log Z of exp(−E) by AIS and its reverse (Neal 2001; Grosse et al. 2015, "Sandwiching the marginal likelihood").
@@ -111,12 +112,7 @@ def _difference(base: Energy, energy: Energy, x: Tensor) -> Tensor:
 
 
 def hmc(
-    energy: Energy,
-    x: Tensor,
-    size: float,
-    leapfrog: int,
-    generator: torch.Generator,
-    bounds: Sequence[float] | None = None,
+    energy: Energy, x: Tensor, size: float, leapfrog: int, generator: torch.Generator, bounds: Box = None
 ) -> tuple[Tensor, float]:
     """One transition of Hamiltonian Monte Carlo that leaves exp(−E) alone: (x (B, *shape), mean acceptance).
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ebm import check
-from ebm.data import Dataset
+from ebm.data import Dataset, Device
 
 
 class GaussianMixture:
@@ -48,9 +48,7 @@ class GaussianMixture:
 class Uniform:
     """The uniform law on [−1, 1]^shape: E(x) = 0 there, log Z = D log 2."""
 
-    def __init__(
-        self, shape: Sequence[int], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, shape: Sequence[int], device: Device = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.shape, self.device, self.dtype = tuple(shape), device, dtype
         self.log_z = math.prod(shape) * math.log(2)
 
