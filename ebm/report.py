@@ -13,16 +13,7 @@ from ebm import figures
 from ebm.tracking import last_values
 
 COMPARED = ("auroc", "frechet", "kid", "class_entropy", "kl", "nll", "bits_per_dim")  # the panels of a comparison
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 66em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { display: block; overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1em 0; font-size: 13px }
-th, td { padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-td.text { white-space: normal; text-align: left }
-figure { margin: 1.5em 0 } img { max-width: 100%; height: auto } figcaption, .note { color: #555; font-size: 13px }
-pre { font-size: 12px; background: #f6f6f6; padding: 1em; overflow-x: auto }
-"""
+STYLE = Path(__file__).with_name("report.css").read_text()
 
 
 @dataclass
@@ -79,7 +70,7 @@ def write(path: Path, title: str, sections: Sequence[Section], skipped: Mapping[
         body += ["<h2>Skipped</h2>", "<table>", *rows, "</table>"]
     if protocol:
         body += ["<h2>Protocol</h2>", f"<pre>{escape(json.dumps(protocol, indent=2))}</pre>"]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>\n{STYLE}</style>'
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>\n'
     path.write_text(page + "\n".join(body) + "\n</body></html>\n", encoding="utf-8")
 
