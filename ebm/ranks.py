@@ -100,12 +100,12 @@ def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     buffer, and under `shards` what it takes to part them again."""
     buffers = [shard["buffer"] for shard in shards]
     whole = buffers[0] | {key: torch.cat([buffer[key].cpu() for buffer in buffers]) for key in ("chains", "ages")}
-    apart = [
-        {"size": len(shard["buffer"]["chains"]), "front": shard["buffer"]["front"]}
-        | {key: shard[key] for key in ("generator", "sums")}
-        for shard in shards
-    ]
+    apart = [_shard(own["buffer"], own["generator"], own["sums"]) for own in shards]
     return {"buffer": whole, "generator": shards[0]["generator"], "shards": apart}
+
+
+def _shard(buffer: dict[str, Any], generator: Tensor, sums: dict[str, Tensor]) -> dict[str, Any]:
+    return {"size": len(buffer["chains"]), "front": buffer["front"], "generator": generator, "sums": sums}
 
 
 def dealt(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.Generator) -> dict[str, Any]:
@@ -115,9 +115,7 @@ def dealt(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.G
     oldest entries of a fifo first, and each rank draws from a new seed, made of its generator's and the step.
     """
     buffer = state["buffer"]
-    alone = {"size": len(buffer["chains"]), "front": buffer["front"]}
-    alone |= {"generator": state["generator"], "sums": state["loop"]["sums"]}
-    shards = state.get("shards", [alone])
+    shards = state.get("shards", [_shard(buffer, state["generator"], state["loop"]["sums"])])
     sizes = [shard["size"] for shard in shards]
     if sum(sizes) != len(buffer["chains"]):
         raise ValueError(f"its {len(shards)} ranks had {sum(sizes)} chains, the buffer holds {len(buffer['chains'])}")
@@ -131,9 +129,6 @@ def dealt(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.G
         fresh = torch.Generator(generator.device).manual_seed((generator.initial_seed() + state["step"]) % 2**63)
         own = shards[0] | {"front": len(mine) % capacity, "generator": fresh.get_state()}
     chains = {key: buffer[key][mine] for key in ("chains", "ages")}
-    return state | {
-        "buffer": buffer | chains | {"front": own["front"]},
-        "generator": own["generator"],
-        "order_generator": state.get("order_generator", state["generator"]),
-        "loop": state["loop"] | {"sums": own["sums"]},
-    }
+    generators = {"generator": own["generator"], "order_generator": state.get("order_generator", state["generator"])}
+    buffer, loop = buffer | chains | {"front": own["front"]}, state["loop"] | {"sums": own["sums"]}
+    return state | generators | {"buffer": buffer, "loop": loop}
