@@ -35,19 +35,18 @@ class Dataset:
     log_prob: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
+        its = f"data set {self.name}"
         for split, x in (("train", self.train), ("test", self.test)):
             if len(x) == 0:
-                raise ValueError(f"data set {self.name}: the {split} split is empty")
+                raise ValueError(f"{its}: the {split} split is empty")
             if x.shape[1:] != self.train.shape[1:]:
-                raise ValueError(f"data set {self.name}: {split} is {tuple(x.shape)}, train {tuple(self.train.shape)}")
+                raise ValueError(f"{its}: {split} is {tuple(x.shape)}, train {tuple(self.train.shape)}")
             if x.dtype == torch.uint8:
                 continue
             if not x.is_floating_point():
-                raise ValueError(f"data set {self.name}: bytes or floats are accepted, got {x.dtype}")
+                raise ValueError(f"{its}: bytes or floats are accepted, got {x.dtype}")
             if not bool((x.abs() <= 1).all()):  # NaN fails as well
-                raise ValueError(
-                    f"data set {self.name}: values in [-1, 1] are accepted, {split} has [{x.min():g}, {x.max():g}]"
-                )
+                raise ValueError(f"{its}: values in [-1, 1] are accepted, {split} has [{x.min():g}, {x.max():g}]")
 
     @property
     def shape(self) -> tuple[int, ...]:
