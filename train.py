@@ -140,11 +140,8 @@ def draw_samples(
     settled = trace[len(trace) // 2 :]  # the way down from noise is not the chain's law
     along = metrics.scores(energy, settled.flatten(0, 1), device=device).reshape(len(settled), -1)
     short_run = trace[min(-(-sampler.steps // every), len(trace) - 1)]
-    numbers = {
-        "chain/score_short_run": float(metrics.scores(energy, short_run, device=device).mean()),
-        "chain/score_long_run": float(along[-1].mean()),
-    }
-    numbers["chain/short_long_gap"] = numbers["chain/score_long_run"] - numbers["chain/score_short_run"]
+    short, long = float(metrics.scores(energy, short_run, device=device).mean()), float(along[-1].mean())
+    numbers = {"chain/score_short_run": short, "chain/score_long_run": long, "chain/short_long_gap": long - short}
     if len(along) >= 16 and bool((along.std(axis=0) > 0).all()):
         numbers["chain/ess"] = metrics.effective_sample_size(along.T)
         numbers["chain/split_rhat"] = metrics.split_rhat(along.T)
@@ -224,9 +221,8 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     shared = generator if ranks.size == 1 else torch.Generator(device).manual_seed(cfg.seed)  # the data's order
     batches = Batches(dataset.train, cfg.train.batch_size, shared, ranks.rank, ranks.size)
     own = {} if ranks.size == 1 else {k: ranks.share(f"buffer.{k}", cfg.buffer[k]) for k in ("capacity", "initial")}
-    buffer: ReplayBuffer = instantiate(cfg.buffer, _partial_=True)(
-        dataset.shape, generator, class_means=dataset.class_means, **own
-    )
+    new_buffer = instantiate(cfg.buffer, _partial_=True)
+    buffer: ReplayBuffer = new_buffer(dataset.shape, generator, class_means=dataset.class_means, **own)
     buffer.check_count(batch_size)
 
     noise_generator = torch.Generator().manual_seed(cfg.seed + 1)  # the same noise at every validation
@@ -413,9 +409,7 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path
         raise ValueError(f"resume={run_dir} is not the directory of a run: it has no config.yaml")
     state = checkpoint.load(run_dir)
     if "loop" not in state:
-        raise checkpoint.CheckpointError(
-            f"resume={run_dir}: its checkpoint holds an energy, but no state to go on from"
-        )
+        raise ValueError(f"resume={run_dir}: its checkpoint holds an energy, but no state to go on from")
     given = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     ours: Any = OmegaConf.load(run_dir / "config.yaml")
     for key in given.keys() - ours.keys():  # of an older run
@@ -427,13 +421,10 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path
         OmegaConf.update(ours, key, OmegaConf.select(given, key), merge=False)
     ours.resume = None
     was, now = flat(state["config"]), flat(OmegaConf.to_container(ours))
-    differences = [
-        f"{key} is {was.get(key)} there and {now.get(key)} here"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and not MAY_CHANGE.fullmatch(key)
-    ]
-    if differences:
-        raise ValueError(f"resume={run_dir} would be another run: {'; '.join(differences)}")
+    changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+    refused = [f"{k} is {was.get(k)} there and {now.get(k)} here" for k in changed if not MAY_CHANGE.fullmatch(k)]
+    if refused:
+        raise ValueError(f"resume={run_dir} would be another run: {'; '.join(refused)}")
     return DictConfig(ours), run_dir, state
 
 
