@@ -176,20 +176,6 @@ def ood(ev: Evaluation) -> None:
     ev.section("Outliers", ["set", "images"], columns, rows, notes, intervals=["AUROC"])
 
 
-def drawn(ev: Evaluation, count: int) -> dict[str, Tensor]:
-    """Images to compare with the test images, by key: after each number of steps from noise and from the buffer, and
-    `count` training images ("real"). Each number of steps is a run of its own, for samplers that anneal."""
-    starts = {"": ev.noise(count)}
-    held = ev.state["buffer"]["chains"] if "buffer" in ev.state else torch.empty(0)
-    if len(held) >= count:
-        starts["/buffer"] = held[ev.chosen(held, count)]
-    else:
-        ev.skipped["samples/buffer"] = f"the checkpoint holds {len(held)} chains of a replay buffer, {count} are needed"
-    steps = ev.cfg.samples.steps
-    images = {f"{k}{suffix}": ev.sampled(start, k) for suffix, start in starts.items() for k in steps}
-    return images | {"real": scaled(ev.dataset.train[ev.chosen(ev.dataset.train, count)])}
-
-
 def samples(ev: Evaluation) -> None:
     """Samples against test images in feature space, by number of SGLD steps, beside what real images reach."""
     cfg, data = ev.cfg.samples, ev.dataset
@@ -205,7 +191,15 @@ def samples(ev: Evaluation) -> None:
         ev.skipped["samples/inception"] = "no weights of torch-fidelity's Inception were given (samples.inception)"
     else:
         spaces[f"inception-n{count}"] = features.Inception(cfg.inception).to(ev.device)
-    images = drawn(ev, count)
+    starts = {"": ev.noise(count)}
+    held = ev.state["buffer"]["chains"] if "buffer" in ev.state else torch.empty(0)
+    if len(held) >= count:
+        starts["/buffer"] = held[ev.chosen(held, count)]
+    else:
+        ev.skipped["samples/buffer"] = f"the checkpoint holds {len(held)} chains of a replay buffer, {count} are needed"
+    # Each number of steps is a run of its own, for samplers that anneal.
+    images = {f"{k}{suffix}": ev.sampled(x, k) for suffix, x in starts.items() for k in cfg.steps}
+    images["real"] = scaled(data.train[ev.chosen(data.train, count)])
     pick = ev.chosen(data.test, count)
     few = min(ev.cfg.bootstrap, 100)  # each Fréchet distance takes an eigenvalue problem
     for space, net in spaces.items():
@@ -235,9 +229,9 @@ def samples(ev: Evaluation) -> None:
     space, shown = next(iter(spaces)), str(cfg.steps[len(cfg.steps) // 2])
     curves = {name: f"{key}/{space}" for name, key in (("Fréchet", "frechet"), ("kernel", "kid"), ("recall", "recall"))}
     curves |= {"precision": f"precision/{space}", "class entropy": "class_entropy"}
-    starts = {"from noise": ""} | ({"from the buffer": "/buffer"} if f"{shown}/buffer" in images else {})
+    named = dict(zip(("from noise", "from the buffer"), starts, strict=False))
     panels = {
-        title: {name: {s: ev.triple(f"{key}/{s}{suffix}") for s in cfg.steps} for name, suffix in starts.items()}
+        title: {name: {s: ev.triple(f"{key}/{s}{suffix}") for s in cfg.steps} for name, suffix in named.items()}
         for title, key in curves.items()
     }
     caption = f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: training images."
@@ -366,8 +360,7 @@ def likelihood(ev: Evaluation) -> None:
     generator = torch.Generator(ev.device).manual_seed(ev.cfg.seed)
     x, base = scaled(data.test[:count]).to(ev.device), densities.Uniform(data.shape, ev.device)
     betas = ais.temperatures(cfg.temperatures, cfg.power)
-    settings = (cfg.leapfrog, cfg.acceptance, (-1, 1), cfg.burn_in)
-    found = ais.bracket(ev.energies[0], base, x, generator, betas, *settings)
+    found = ais.bracket(ev.energies[0], base, x, generator, betas, cfg.leapfrog, cfg.acceptance, (-1, 1), cfg.burn_in)
     mean = float(ev.scores(data.test).mean())
     quantised = math.log2(127.5) if data.test.dtype == torch.uint8 else 0.0  # a byte's width in [−1, 1] is 2/255
     for side in ("lower", "upper"):
@@ -406,10 +399,9 @@ def check_numbers(cfg: DictConfig) -> None:
         raise ValueError(f"samples.steps must be a list of numbers of steps, got {cfg.samples.steps!r}")
     for steps in cfg.samples.steps:
         check.number("samples.steps", steps, 1, integer=True)
-    for part in cfg.evaluation.parts:
-        check.choice("evaluation.parts", part, tuple(PARTS))
-    for score in cfg.ood.scores:
-        check.choice("ood.scores", score, tuple(OTHER_SCORES))
+    for key, accepted in (("evaluation.parts", PARTS), ("ood.scores", OTHER_SCORES)):
+        for name in OmegaConf.select(cfg, key):
+            check.choice(key, name, tuple(accepted))
 
 
 def protocol(ev: Evaluation) -> dict[str, Any]:
