@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,26 @@ RECIPE = "32 and 64 3×3 filters, 64 standardised features, 3 epochs of batch 12
 
 def data_hash(dataset: Dataset) -> str:
     """SHA-256 of all images and labels, first 16 hex digits."""
-    digest = hashlib.sha256()
-    for x in (dataset.train, dataset.train_labels, dataset.test, dataset.test_labels):
-        if x is not None:
-            digest.update(str((x.dtype, tuple(x.shape))).encode())
-            digest.update(x.contiguous().numpy().data)
-    return digest.hexdigest()[:16]
+    tensors = (dataset.train, dataset.train_labels, dataset.test, dataset.test_labels)
+    return _hash((str((x.dtype, tuple(x.shape))), x) for x in tensors if x is not None)
 
 
 def weights_hash(state: dict[str, Tensor]) -> str:
     """SHA-256 of a state dict's names and values, first 16 hex digits."""
+    return _hash(sorted(state.items()))
+
+
+def _hash(named: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
+    for name, value in named:
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
 
 class Classifier(nn.Module):
     """A small convolutional classifier: x (B, C, H, W) → logits (B, classes). `features(x)` (B, 64) lie below them, in
     units in which each has mean 0 and standard deviation 1 over the training images."""
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -53,8 +51,7 @@ class Classifier(nn.Module):
             *(nn.Flatten(), nn.Linear(size, 64)),
         )
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(64, classes))
-        self.register_buffer("mean", torch.zeros(64))
-        self.register_buffer("std", torch.ones(64))
+        self.mean, self.std = nn.Buffer(torch.zeros(64)), nn.Buffer(torch.ones(64))
 
     def features(self, x: Tensor) -> Tensor:
         return (self.body(x) - self.mean) / self.std
