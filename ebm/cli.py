@@ -24,8 +24,7 @@ def one_line_errors() -> Iterator[None]:
         cause = cause_of(error)
         if cause is error and not isinstance(error, (ValueError, OSError)) and not missing:
             raise
-        line = " ".join(str(cause).split())
-        print(f"error: {line} (HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
+        print("error:", *str(cause).split(), "(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
         sys.exit(2)
 
 

@@ -24,13 +24,10 @@ class Ranks:
         check.number("rank_timeout_minutes", timeout_minutes, 0, open_low=True)
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0)) if self.size > 1 else 0
+        self.first = self.rank == 0
         if self.size > 1:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
         """`device`, or this rank's own GPU where it is some GPU."""
