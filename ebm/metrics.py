@@ -50,18 +50,23 @@ def scores(energy: Energy, x: Tensor, batch_size: int = 256, device: str | torch
         return _finite(in_batches(lambda part: -energy(part), x, batch_size, device), "scores")
 
 
+def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(E(x) (B,), ∇E(x) (B, *shape)), in whatever grad mode."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        value = energy(x)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), gradient
+
+
 def gradient_norms(energy: Energy, x: Tensor, batch_size: int = 256, device: str | torch.device = "cpu") -> Array:
     """−‖∇E(x)‖₂ (N,), the "approximate mass" of JEM (Grathwohl et al. 2020, section 5.3): near 0 on a mode's top or
     a plateau, far below on slopes. Raises ValueError where one is not finite."""
-
-    def norms(part: Tensor) -> Tensor:
-        part.requires_grad_(True)
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(energy(part).sum(), part)
-        return -gradient.flatten(1).norm(dim=1)
-
     with frozen(energy):
-        return _finite(in_batches(norms, x, batch_size, device), "gradient norms")
+        norms = in_batches(
+            lambda part: -value_and_gradient(energy, part)[1].flatten(1).norm(dim=1), x, batch_size, device
+        )
+    return _finite(norms, "gradient norms")
 
 
 def typicality(values: Array, train: Array) -> Array:

@@ -2,10 +2,10 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from ebm.buffer import ReplayBuffer
+from ebm.metrics import value_and_gradient
 from ebm.sampler import SGLD, frozen
 
 
@@ -22,9 +22,8 @@ def chain_statistics(
     The one gradient this takes is outside the SGLD loop, on 32 chains, so that the loop stays bare.
     """
     step_size, noise_std = sampler.settings(0, max(sampler.steps, 2))
-    with frozen(energy), torch.enable_grad():
-        x = x_model[:32].detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(energy(x).sum(), x)
+    with frozen(energy):
+        _, gradient = value_and_gradient(energy, x_model[:32])
     clamp = sampler.grad_clamp or math.inf
     ages = buffer.ages[: buffer.size].float()
     return {
@@ -34,7 +33,7 @@ def chain_statistics(
         "saturation_real": saturation(x_data, sampler.bounds),
         "clamp_share": (gradient.abs() >= clamp).float().mean(),
         "step_length": (step_size * gradient.clamp(-clamp, clamp)).flatten(1).norm(dim=1).mean(),
-        "noise_length": ages.new_tensor(noise_std * math.sqrt(x[0].numel())),
+        "noise_length": ages.new_tensor(noise_std * math.sqrt(gradient[0].numel())),
     }
 
 
