@@ -254,13 +254,9 @@ def samples(ev: Evaluation) -> None:
         f"{count} samples a line against the {data.name} test images; features: the classifier's, not Inception's.",
         "nearest: median distance to a training image; copies: share of samples nearer than 99 % of the test images",
     ]
-    rows = {key: [_name(key)] for key in images}
+    rows = {f"{k}{suffix}": [f"{k} steps from {suffix[1:] or 'noise'}"] for suffix in starts for k in cfg.steps}
+    rows["real"] = ["training images"]
     ev.section("Samples", ["samples"], columns, rows, notes, digits=3, intervals=["Fréchet", "kernel"])
-
-
-def _name(key: str) -> str:
-    steps, _, buffer = key.partition("/")
-    return "training images" if key == "real" else f"{steps} steps from {buffer or 'noise'}"
 
 
 def chains(ev: Evaluation) -> None:
@@ -279,8 +275,7 @@ def chains(ev: Evaluation) -> None:
         if step in kept or step in (0, cfg.steps):
             snapshots[step] = x.cpu().clone()
 
-    generators = chain_generators(ev.cfg.seed, 2 * count, ev.device)
-    ev.sampler(ev.energies[0], start, generators, cfg.steps, record, every)
+    ev.sampler(ev.energies[0], start, chain_generators(ev.cfg.seed, 2 * count, ev.device), cfg.steps, record, every)
     energy, distance = np.stack(energies, axis=1), np.stack(distances, axis=1)
     groups = {"noise": slice(0, count), "data": slice(count, None)}
     settled = energy[:, energy.shape[1] // 2 :]  # the first half is left out as warm-up
@@ -346,8 +341,7 @@ def plane(ev: Evaluation) -> None:
         panels["density of the data"] = log_p.exp()
     panels = {title: values.view(cfg.cells, -1) for title, values in panels.items()}
     panels |= {f"samples, {cfg.steps} steps": ev.sampled(ev.noise(4096), cfg.steps), "data": data.test[:4096]}
-    caption = f"{data.name}: energy surface, densities, samples and data."
-    ev.picture("densities.png", caption, figures.points, panels)
+    ev.picture("densities.png", f"{data.name}: energy surface, densities, samples and data.", figures.points, panels)
     keys = ("log_z", "nll", "nll/truth", "kl")
     rows = {key: [key] for key in keys if key in ev.numbers}
     notes = [f"integrals over [−1, 1]² on {cfg.cells}² cells; nll: −log-likelihood of the test points"]
