@@ -62,11 +62,12 @@ def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
 def gradient_norms(energy: Energy, x: Tensor, batch_size: int = 256, device: str | torch.device = "cpu") -> Array:
     """−‖∇E(x)‖₂ (N,), the "approximate mass" of JEM (Grathwohl et al. 2020, section 5.3): near 0 on a mode's top or
     a plateau, far below on slopes. Raises ValueError where one is not finite."""
+
+    def norms(part: Tensor) -> Tensor:
+        return -value_and_gradient(energy, part)[1].flatten(1).norm(dim=1)
+
     with frozen(energy):
-        norms = in_batches(
-            lambda part: -value_and_gradient(energy, part)[1].flatten(1).norm(dim=1), x, batch_size, device
-        )
-    return _finite(norms, "gradient norms")
+        return _finite(in_batches(norms, x, batch_size, device), "gradient norms")
 
 
 def typicality(values: Array, train: Array) -> Array:
