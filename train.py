@@ -448,7 +448,7 @@ def start(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> float:
             stopped_by = train(cfg, run_dir, ranks, state)
         finally:
             remove_if_empty(hydras)
-    if stopped_by and stopped_by == getattr(signal, "SIGUSR2", 0):
+    if stopped_by == signal.SIGUSR2:
         signal.raise_signal(stopped_by)  # the launcher's own handler puts the job back into its queue
     if stopped_by:
         sys.exit(128 + stopped_by)
