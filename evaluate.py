@@ -70,9 +70,9 @@ class Evaluation:
     def triple(self, key: str) -> list[float]:
         return report.triple(self.numbers, key)
 
-    def picture(self, name: str, caption: str, draw: Callable[..., None], *what: Any) -> None:
-        """A file that `draw` makes of `what`, for the next section."""
-        draw(self.folder / name, *what)
+    def draw(self, name: str, caption: str, figure: Callable[..., None], *what: Any) -> None:
+        """A file that `figure` makes of `what`, for the next section."""
+        figure(self.folder / name, *what)
         self.pictures[name] = caption
 
     def section(
@@ -157,17 +157,16 @@ def ood(ev: Evaluation) -> None:
             for name, value in metrics.separation(sets["test"], values).items():
                 ev.put(f"{name}/{key}{suffixes[kind]}", value, ci95[name])
 
-    ev.picture("scores.png", "Scores −E(x) of every set, each to its own height.", figures.scores, by_set)
+    ev.draw("scores.png", "Scores −E(x) of every set, each to its own height.", figures.scores, by_set)
     outside = {key: values for key, values in by_set.items() if key != "test"}
     caption = f"Test images accepted over outliers accepted as the threshold on −E(x) falls ({data.name})."
-    ev.picture("roc.png", caption, figures.roc, by_set["test"], outside)
+    ev.draw("roc.png", caption, figures.roc, by_set["test"], outside)
     if len(scores) > 1:
         by_score = {score: {k: ev.triple(f"auroc/{k}{suffix}") for k in outside} for score, suffix in suffixes.items()}
         caption = "AUROC by set and score, with 95 % bootstrap intervals."
-        ev.picture("auroc.png", caption, figures.intervals, {"AUROC": by_score})
+        ev.draw("auroc.png", caption, figures.intervals, {"AUROC": by_score})
     if len(data.shape) == 3:
-        caption = "Four images of every set with their scores."
-        ev.picture("examples.png", caption, figures.scored_images, examples, labels)
+        ev.draw("examples.png", "Four images of every set with their scores.", figures.scored_images, examples, labels)
     columns = {"score": "score/{}/mean", "± std": "score/{}/std"}
     columns |= {"AUROC": "auroc/{}", "AUPR": "aupr/{}", "FPR95": "fpr95/{}"}
     columns |= {f"AUROC {score}": f"auroc/{{}}/{score}" for score in scores if score != "score"}
@@ -236,17 +235,16 @@ def samples(ev: Evaluation) -> None:
     }
     caption = f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: training images."
     floors = {title: ev.numbers[f"{key}/real"] for title, key in curves.items()}
-    ev.picture("quality.png", caption, figures.by_steps, panels, floors)
+    ev.draw("quality.png", caption, figures.by_steps, panels, floors)
     trace = torch.stack([images[f"{steps}"][:12] for steps in cfg.steps])
     caption, labels = "The same twelve chains from noise, after more and more steps.", [f"{s} steps" for s in cfg.steps]
-    ev.picture("samples.png", caption, figures.labelled_rows, trace, [""] * trace.shape[1], labels)
+    ev.draw("samples.png", caption, figures.labelled_rows, trace, [""] * trace.shape[1], labels)
     some = images[shown][:12]
     pairs = torch.stack([some, scaled(data.train[metrics.nearest(some, data.train)[1]])])
     caption, labels = f"Samples after {shown} steps over their nearest training images.", ["sample", "nearest"]
-    ev.picture("nearest.png", caption, figures.labelled_rows, pairs, [""] * len(some), labels)
+    ev.draw("nearest.png", caption, figures.labelled_rows, pairs, [""] * len(some), labels)
     bars = {f"{shown} steps": shares[shown], "real images": shares["real"]}
-    caption = f"Classes of samples after {shown} steps, and of real images."
-    ev.picture("classes.png", caption, figures.histogram, bars)
+    ev.draw("classes.png", f"Classes of samples after {shown} steps, and of real images.", figures.histogram, bars)
     columns = {"Fréchet": f"frechet/{space}/{{}}", "kernel": f"kid/{space}/{{}}"}
     columns |= {name: f"{name}/{space}/{{}}" for name in ("precision", "recall", "density", "coverage")}
     columns |= {"entropy": "class_entropy/{}", "nearest": "nearest/{}", "copies": "copies/{}"}
@@ -306,11 +304,11 @@ def chains(ev: Evaluation) -> None:
         "autocorrelation": {name: metrics.autocorrelation(settled[own])[None, :lags] for name, own in named.items()},
     }
     caption = "Single chains (thin) and their median: energy, distance; autocorrelation of the energy."
-    ev.picture("chains.png", caption, figures.chains, steps, panels)
+    ev.draw("chains.png", caption, figures.chains, steps, panels)
     if len(data.shape) == 3:
         trace = torch.stack([torch.cat([x[:count][:4], x[count:][:4]]) for x in snapshots.values()])
         caption = "Chains from noise above, from test images below."
-        ev.picture("chain_strips.png", caption, figures.strips, trace, list(snapshots))
+        ev.draw("chain_strips.png", caption, figures.strips, trace, list(snapshots))
     columns = {"energy": "chains/energy/{}", "distance": "chains/distance/{}"}
     columns |= {"split-R̂": "chains/rhat/{}", "ESS": "chains/ess/{}"}
     rows = {"noise": ["from noise"], "data": ["from data"], "all": ["all"]}
@@ -341,7 +339,7 @@ def plane(ev: Evaluation) -> None:
         panels["density of the data"] = log_p.exp()
     panels = {title: values.view(cfg.cells, -1) for title, values in panels.items()}
     panels |= {f"samples, {cfg.steps} steps": ev.sampled(ev.noise(4096), cfg.steps), "data": data.test[:4096]}
-    ev.picture("densities.png", f"{data.name}: energy surface, densities, samples and data.", figures.points, panels)
+    ev.draw("densities.png", f"{data.name}: energy surface, densities, samples and data.", figures.points, panels)
     keys = ("log_z", "nll", "nll/truth", "kl")
     rows = {key: [key] for key in keys if key in ev.numbers}
     notes = [f"integrals over [−1, 1]² on {cfg.cells}² cells; nll: −log-likelihood of the test points"]
