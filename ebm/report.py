@@ -28,11 +28,10 @@ class Section:
 
     def text(self) -> str:
         """The table for a screen: first column to the left, the others to the right."""
-        columns: list[list[str]] = []
-        for column in zip(self.header, *self.rows, strict=True):
-            width = max(map(len, column))
-            columns.append([cell.rjust(width) if columns else cell.ljust(width) for cell in column])
-        return "\n".join(["  ".join(line).rstrip() for line in zip(*columns, strict=True)] + list(self.notes))
+        lines = [self.header, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        row = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
+        return "\n".join([*(row.format(*line).rstrip() for line in lines), *self.notes])
 
     def html(self, folder: Path) -> str:
         def row(tag: str, cells: Sequence[str]) -> str:
