@@ -71,9 +71,9 @@ class Evaluation:
     def triple(self, key: str) -> list[float]:
         return report.triple(self.numbers, key)
 
-    def picture(self, name: str, caption: str, draw: Callable[..., None], *what: Any) -> None:
-        """A file that `draw` makes of `what`, for the next section."""
-        draw(self.folder / name, *what)
+    def draw(self, name: str, caption: str, figure: Callable[..., None], *what: Any) -> None:
+        """A file that `figure` makes of `what`, for the next section."""
+        figure(self.folder / name, *what)
         self.pictures[name] = caption
 
     def section(
@@ -109,7 +109,7 @@ class Evaluation:
         """Where chains start: the first ones are the same whatever the count."""
         return uniform_noise((count, *self.dataset.shape), chain_generators(self.cfg.seed + 1, count))
 
-    def sampled(self, x: Tensor, steps: int, labels: Tensor | None = None) -> Tensor:
+    def sampled(self, x: Tensor, labels: Tensor | None, steps: int) -> Tensor:
         """Chains `x` after `steps` steps, of these labels or none, on the CPU."""
         generators = chain_generators(self.cfg.seed, len(x), self.device)
         how = (self.cfg.batch_size, steps, steps, labels)
@@ -159,38 +159,22 @@ def ood(ev: Evaluation) -> None:
             for name, value in metrics.separation(sets["test"], values).items():
                 ev.put(f"{name}/{key}{suffixes[kind]}", value, ci95[name])
 
-    ev.picture("scores.png", "Scores −E(x) of every set, each to its own height.", figures.scores, by_set)
+    ev.draw("scores.png", "Scores −E(x) of every set, each to its own height.", figures.scores, by_set)
     outside = {key: values for key, values in by_set.items() if key != "test"}
     caption = f"Test images accepted over outliers accepted as the threshold on −E(x) falls ({data.name})."
-    ev.picture("roc.png", caption, figures.roc, by_set["test"], outside)
+    ev.draw("roc.png", caption, figures.roc, by_set["test"], outside)
     if len(scores) > 1:
         by_score = {score: {k: ev.triple(f"auroc/{k}{suffix}") for k in outside} for score, suffix in suffixes.items()}
         caption = "AUROC by set and score, with 95 % bootstrap intervals."
-        ev.picture("auroc.png", caption, figures.intervals, {"AUROC": by_score})
+        ev.draw("auroc.png", caption, figures.intervals, {"AUROC": by_score})
     if len(data.shape) == 3:
-        caption = "Four images of every set with their scores."
-        ev.picture("examples.png", caption, figures.scored_images, examples, labels)
+        ev.draw("examples.png", "Four images of every set with their scores.", figures.scored_images, examples, labels)
     columns = {"score": "score/{}/mean", "± std": "score/{}/std"}
     columns |= {"AUROC": "auroc/{}", "AUPR": "aupr/{}", "FPR95": "fpr95/{}"}
     columns |= {f"AUROC {score}": f"auroc/{{}}/{score}" for score in scores if score != "score"}
     rows = {key: [key, str(len(values))] for key, values in by_set.items()}
     notes = [f"score: −E(x), higher is more likely.  AUROC: of the {data.name} test images against the set"]
     ev.section("Outliers", ["set", "images"], columns, rows, notes, intervals=["AUROC"])
-
-
-def drawn(ev: Evaluation, count: int) -> dict[str, Tensor]:
-    """Images to compare with the test images, by key: after each number of steps from noise and from the buffer, and
-    `count` training images ("real"). Each number of steps is a run of its own, for samplers that anneal."""
-    starts = {"": (ev.noise(count), labels_in_turn(ev.energies[0], count))}
-    held = ev.state["buffer"]["chains"] if "buffer" in ev.state else torch.empty(0)
-    if len(held) >= count:
-        chosen, has_classes = ev.chosen(held, count), starts[""][1] is not None
-        starts["/buffer"] = (held[chosen], ev.state["buffer"]["labels"][chosen] if has_classes else None)
-    else:
-        ev.skipped["samples/buffer"] = f"the checkpoint holds {len(held)} chains of a replay buffer, {count} are needed"
-    steps = ev.cfg.samples.steps
-    images = {f"{k}{suffix}": ev.sampled(x, k, labels) for suffix, (x, labels) in starts.items() for k in steps}
-    return images | {"real": scaled(ev.dataset.train[ev.chosen(ev.dataset.train, count)])}
 
 
 def samples(ev: Evaluation) -> None:
@@ -208,7 +192,17 @@ def samples(ev: Evaluation) -> None:
         ev.skipped["samples/inception"] = "no weights of torch-fidelity's Inception were given (samples.inception)"
     else:
         spaces[f"inception-n{count}"] = features.Inception(cfg.inception).to(ev.device)
-    images = drawn(ev, count)
+    in_turn = labels_in_turn(ev.energies[0], count)
+    starts = {"": (ev.noise(count), in_turn)}
+    held = ev.state["buffer"]["chains"] if "buffer" in ev.state else torch.empty(0)
+    if len(held) >= count:
+        chosen = ev.chosen(held, count)
+        starts["/buffer"] = (held[chosen], None if in_turn is None else ev.state["buffer"]["labels"][chosen])
+    else:
+        ev.skipped["samples/buffer"] = f"the checkpoint holds {len(held)} chains of a replay buffer, {count} are needed"
+    # Each number of steps is a run of its own, for samplers that anneal.
+    images = {f"{k}{suffix}": ev.sampled(*start, k) for suffix, start in starts.items() for k in cfg.steps}
+    images["real"] = scaled(data.train[ev.chosen(data.train, count)])
     pick = ev.chosen(data.test, count)
     few = min(ev.cfg.bootstrap, 100)  # each Fréchet distance takes an eigenvalue problem
     for space, net in spaces.items():
@@ -238,24 +232,23 @@ def samples(ev: Evaluation) -> None:
     space, shown = next(iter(spaces)), str(cfg.steps[len(cfg.steps) // 2])
     curves = {name: f"{key}/{space}" for name, key in (("Fréchet", "frechet"), ("kernel", "kid"), ("recall", "recall"))}
     curves |= {"precision": f"precision/{space}", "class entropy": "class_entropy"}
-    starts = {"from noise": ""} | ({"from the buffer": "/buffer"} if f"{shown}/buffer" in images else {})
+    named = dict(zip(("from noise", "from the buffer"), starts, strict=False))
     panels = {
-        title: {name: {s: ev.triple(f"{key}/{s}{suffix}") for s in cfg.steps} for name, suffix in starts.items()}
+        title: {name: {s: ev.triple(f"{key}/{s}{suffix}") for s in cfg.steps} for name, suffix in named.items()}
         for title, key in curves.items()
     }
     caption = f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: training images."
     floors = {title: ev.numbers[f"{key}/real"] for title, key in curves.items()}
-    ev.picture("quality.png", caption, figures.by_steps, panels, floors)
+    ev.draw("quality.png", caption, figures.by_steps, panels, floors)
     trace = torch.stack([images[f"{steps}"][:12] for steps in cfg.steps])
     caption, labels = "The same twelve chains from noise, after more and more steps.", [f"{s} steps" for s in cfg.steps]
-    ev.picture("samples.png", caption, figures.labelled_rows, trace, [""] * trace.shape[1], labels)
+    ev.draw("samples.png", caption, figures.labelled_rows, trace, [""] * trace.shape[1], labels)
     some = images[shown][:12]
     pairs = torch.stack([some, scaled(data.train[metrics.nearest(some, data.train)[1]])])
     caption, labels = f"Samples after {shown} steps over their nearest training images.", ["sample", "nearest"]
-    ev.picture("nearest.png", caption, figures.labelled_rows, pairs, [""] * len(some), labels)
+    ev.draw("nearest.png", caption, figures.labelled_rows, pairs, [""] * len(some), labels)
     bars = {f"{shown} steps": shares[shown], "real images": shares["real"]}
-    caption = f"Classes of samples after {shown} steps, and of real images."
-    ev.picture("classes.png", caption, figures.histogram, bars)
+    ev.draw("classes.png", f"Classes of samples after {shown} steps, and of real images.", figures.histogram, bars)
     columns = {"Fréchet": f"frechet/{space}/{{}}", "kernel": f"kid/{space}/{{}}"}
     columns |= {name: f"{name}/{space}/{{}}" for name in ("precision", "recall", "density", "coverage")}
     columns |= {"entropy": "class_entropy/{}", "nearest": "nearest/{}", "copies": "copies/{}"}
@@ -263,13 +256,9 @@ def samples(ev: Evaluation) -> None:
         f"{count} samples a line against the {data.name} test images; features: the classifier's, not Inception's.",
         "nearest: median distance to a training image; copies: share of samples nearer than 99 % of the test images",
     ]
-    rows = {key: [_name(key)] for key in images}
+    rows = {f"{k}{suffix}": [f"{k} steps from {suffix[1:] or 'noise'}"] for suffix in starts for k in cfg.steps}
+    rows["real"] = ["training images"]
     ev.section("Samples", ["samples"], columns, rows, notes, digits=3, intervals=["Fréchet", "kernel"])
-
-
-def _name(key: str) -> str:
-    steps, _, buffer = key.partition("/")
-    return "training images" if key == "real" else f"{steps} steps from {buffer or 'noise'}"
 
 
 def chains(ev: Evaluation) -> None:
@@ -288,8 +277,7 @@ def chains(ev: Evaluation) -> None:
         if step in kept or step in (0, cfg.steps):
             snapshots[step] = x.cpu().clone()
 
-    generators = chain_generators(ev.cfg.seed, 2 * count, ev.device)
-    ev.sampler(ev.energies[0], start, generators, cfg.steps, record, every)
+    ev.sampler(ev.energies[0], start, chain_generators(ev.cfg.seed, 2 * count, ev.device), cfg.steps, record, every)
     energy, distance = np.stack(energies, axis=1), np.stack(distances, axis=1)
     groups = {"noise": slice(0, count), "data": slice(count, None)}
     settled = energy[:, energy.shape[1] // 2 :]  # the first half is left out as warm-up
@@ -320,11 +308,11 @@ def chains(ev: Evaluation) -> None:
         "autocorrelation": {name: metrics.autocorrelation(settled[own])[None, :lags] for name, own in named.items()},
     }
     caption = "Single chains (thin) and their median: energy, distance; autocorrelation of the energy."
-    ev.picture("chains.png", caption, figures.chains, steps, panels)
+    ev.draw("chains.png", caption, figures.chains, steps, panels)
     if len(data.shape) == 3:
         trace = torch.stack([torch.cat([x[:count][:4], x[count:][:4]]) for x in snapshots.values()])
         caption = "Chains from noise above, from test images below."
-        ev.picture("chain_strips.png", caption, figures.strips, trace, list(snapshots))
+        ev.draw("chain_strips.png", caption, figures.strips, trace, list(snapshots))
     columns = {"energy": "chains/energy/{}", "distance": "chains/distance/{}"}
     columns |= {"split-R̂": "chains/rhat/{}", "ESS": "chains/ess/{}"}
     rows = {"noise": ["from noise"], "data": ["from data"], "all": ["all"]}
@@ -354,9 +342,11 @@ def plane(ev: Evaluation) -> None:
         ev.put("nll/truth", -float(data.log_prob(data.test).double().mean()))
         panels["density of the data"] = log_p.exp()
     panels = {title: values.view(cfg.cells, -1) for title, values in panels.items()}
-    panels |= {f"samples, {cfg.steps} steps": ev.sampled(ev.noise(4096), cfg.steps), "data": data.test[:4096]}
-    caption = f"{data.name}: energy surface, densities, samples and data."
-    ev.picture("densities.png", caption, figures.points, panels)
+    panels |= {
+        f"samples, {cfg.steps} steps": ev.sampled(ev.noise(4096), labels_in_turn(ev.energies[0], 4096), cfg.steps),
+        "data": data.test[:4096],
+    }
+    ev.draw("densities.png", f"{data.name}: energy surface, densities, samples and data.", figures.points, panels)
     keys = ("log_z", "nll", "nll/truth", "kl")
     rows = {key: [key] for key in keys if key in ev.numbers}
     notes = [f"integrals over [−1, 1]² on {cfg.cells}² cells; nll: −log-likelihood of the test points"]
@@ -369,8 +359,7 @@ def likelihood(ev: Evaluation) -> None:
     generator = torch.Generator(ev.device).manual_seed(ev.cfg.seed)
     x, base = scaled(data.test[:count]).to(ev.device), densities.Uniform(data.shape, ev.device)
     betas = ais.temperatures(cfg.temperatures, cfg.power)
-    settings = (cfg.leapfrog, cfg.acceptance, (-1, 1), cfg.burn_in)
-    found = ais.bracket(ev.energies[0], base, x, generator, betas, *settings)
+    found = ais.bracket(ev.energies[0], base, x, generator, betas, cfg.leapfrog, cfg.acceptance, (-1, 1), cfg.burn_in)
     mean = float(ev.scores(data.test).mean())
     quantised = math.log2(127.5) if data.test.dtype == torch.uint8 else 0.0  # a byte's width in [−1, 1] is 2/255
     for side in ("lower", "upper"):
@@ -406,7 +395,7 @@ def classification(ev: Evaluation) -> None:
         ev.put_mean(f"classification/{name}", found[name])
     ev.put("classification/calibration_error", found["calibration_error"].item())
     caption = "Share of right labels by confidence, max p(y | x); a calibrated classifier lies on the diagonal."
-    ev.picture("reliability.png", caption, figures.reliability, found["confidence"], found["accuracy"])
+    ev.draw("reliability.png", caption, figures.reliability, found["confidence"], found["accuracy"])
     columns = {name: f"classification/{name}" for name in ("accuracy", "confidence", "nll", "calibration_error")}
     notes = [
         "p(y | x) = softmax(−E(x, y)); calibration error: mean of |accuracy − confidence| over 15 bins of confidence"
@@ -432,10 +421,9 @@ def check_numbers(cfg: DictConfig) -> None:
         raise ValueError(f"samples.steps must be a list of numbers of steps, got {cfg.samples.steps!r}")
     for steps in cfg.samples.steps:
         check.number("samples.steps", steps, 1, integer=True)
-    for part in cfg.evaluation.parts:
-        check.choice("evaluation.parts", part, tuple(PARTS))
-    for score in cfg.ood.scores:
-        check.choice("ood.scores", score, tuple(OTHER_SCORES))
+    for key, accepted in (("evaluation.parts", PARTS), ("ood.scores", OTHER_SCORES)):
+        for name in OmegaConf.select(cfg, key):
+            check.choice(key, name, tuple(accepted))
 
 
 def protocol(ev: Evaluation) -> dict[str, Any]:

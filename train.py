@@ -42,6 +42,7 @@ MAY_CHANGE = re.compile(
     r"device|objective|rank_timeout_minutes|data\.root|sampler\.(threads|backend)|(guard|wandb)\..*"
     r"|train\.(?!batch_size|grad_norm_clip).*"
 )
+MAY_BE_NULL = ("epochs", "max_steps", "max_minutes", "save_every_steps", "save_every_minutes", "warmup_sgld_steps")
 
 
 @dataclass
@@ -69,18 +70,11 @@ def check_numbers(cfg: DictConfig) -> None:
         raise ValueError(f"objective must be frechet or the name of a logged number, as val/cd, got {cfg.objective!r}")
     if cfg.train.epochs is cfg.train.max_steps is cfg.train.max_minutes is None:
         raise ValueError("one of train.epochs, train.max_steps and train.max_minutes must be set, got none")
-    for key in ("epochs", "max_steps", "save_every_steps"):
-        if cfg.train[key] is not None:
-            check.number(f"train.{key}", cfg.train[key], 1, integer=True)
-    for key in ("max_minutes", "save_every_minutes"):
-        if cfg.train[key] is not None:
-            check.number(f"train.{key}", cfg.train[key], 0, open_low=True)
-    check.number("train.warmup_steps", cfg.train.warmup_steps, 0, integer=True)
-    if cfg.train.warmup_sgld_steps is not None:
-        check.number("train.warmup_sgld_steps", cfg.train.warmup_sgld_steps, 1, integer=True)
-    check.number("train.grad_norm_clip", cfg.train.grad_norm_clip, 0, open_low=True)
-    for key in ("log_every", "validate_every_epochs", "sample_every_epochs", "sample_steps", "eval_batch_size", "keep"):
-        check.number(f"train.{key}", cfg.train[key], 1, integer=True)
+    for key, value in cfg.train.items():
+        if value is not None or key not in MAY_BE_NULL:
+            real = key in ("max_minutes", "save_every_minutes", "grad_norm_clip")  # the others are whole numbers
+            least = 0 if real or key == "warmup_steps" else 1
+            check.number(f"train.{key}", value, least, open_low=real, integer=not real)
 
 
 def build_energy(cfg: DictConfig, dataset: Dataset) -> tuple[nn.Module, dict[str, Any]]:
@@ -115,29 +109,17 @@ def read_back(loop: Loop, chains: Mapping[str, Tensor], batch_size: int, ranks: 
 
 def validate(energy: nn.Module, real: Tensor, noise: Tensor, noise_1024: Tensor, **how: Any) -> dict[str, float]:
     """Mean score of test images, of as many noise images, noise − real, and of 1024 noise images."""
-    score_real = float(metrics.scores(energy, real, **how).mean())
-    score_noise = float(metrics.scores(energy, noise, **how).mean())
-    return {
-        "val/cd": score_noise - score_real,
-        "val/score_real": score_real,
-        "val/score_noise": score_noise,
-        "noise/score": float(metrics.scores(energy, noise_1024, **how).mean()),
-    }
+    score_real, score_noise, score = (float(metrics.scores(energy, x, **how).mean()) for x in (real, noise, noise_1024))
+    of_test = {"val/cd": score_noise - score_real, "val/score_real": score_real, "val/score_noise": score_noise}
+    return of_test | {"noise/score": score}
 
 
 def draw_samples(
-    run_dir: Path,
-    step: int,
-    energy: nn.Module,
-    sampler: SGLD,
-    buffer: ReplayBuffer,
-    real: Tensor,
-    steps: int,
-    seed: int,
+    folder: Path, step: int, energy: nn.Module, sampler: SGLD, buffer: ReplayBuffer, real: Tensor, steps: int, seed: int
 ) -> tuple[dict[str, Path], dict[str, float], dict[str, metrics.Array]]:
-    """PNG files: 8 chains from noise, each a strip of 8 snapshots; 32 random chains of the buffer; histograms of
-    scores and ages. Numbers: how well the long chains mix, and how far short ones fall behind them. And the scores
-    of chains in the buffer and of real images."""
+    """PNG files in `folder`: 8 chains from noise, each a strip of 8 snapshots; 32 random chains of the buffer;
+    histograms of scores and ages. Numbers: how well the long chains mix, and how far short ones fall behind them. And
+    the scores of chains in the buffer and of real images."""
     device = buffer.chains.device
     generator = torch.Generator(device).manual_seed(seed)  # the same start each time, to compare over training
     noise = uniform_noise((8, *buffer.chains.shape[1:]), generator)
@@ -146,15 +128,12 @@ def draw_samples(
     trace = sampler.trace(energy, noise, generator, every=every, steps=steps, labels=labels)
     shown = sorted({-(-i * (len(trace) - 1) // 8) for i in range(1, 9)})
     chosen = torch.randperm(buffer.size, generator=generator, device=device)
-    keys = (
-        ("samples/generation", "samples/buffer", "chain/state")
-        if real.dim() == 4
-        else ("samples/points", "chain/state")
-    )
-    files = {key: run_dir / f"{key}_{step:06d}.png" for key in keys}
+    images = real.dim() == 4
+    keys = ["samples/generation", "samples/buffer"] if images else ["samples/points"]
+    files = {key: folder / f"{key}_{step:06d}.png" for key in [*keys, "chain/state"]}
     for file in files.values():
         file.parent.mkdir(exist_ok=True)
-    if real.dim() == 4:
+    if images:
         figures.strips(files["samples/generation"], trace[shown], [min(every * i, steps) for i in shown])
         figures.grid(files["samples/buffer"], buffer.chains[chosen[:32]])
     else:  # vectors: their first two components
@@ -168,11 +147,8 @@ def draw_samples(
     settled = trace[len(trace) // 2 :]  # the way down from noise is not the chain's law
     along = metrics.scores(energy, settled.flatten(0, 1), device=device).reshape(len(settled), -1)
     short_run = trace[min(-(-sampler.steps // every), len(trace) - 1)]
-    numbers = {
-        "chain/score_short_run": float(metrics.scores(energy, short_run, device=device).mean()),
-        "chain/score_long_run": float(along[-1].mean()),
-    }
-    numbers["chain/short_long_gap"] = numbers["chain/score_long_run"] - numbers["chain/score_short_run"]
+    short, long = float(metrics.scores(energy, short_run, device=device).mean()), float(along[-1].mean())
+    numbers = {"chain/score_short_run": short, "chain/score_long_run": long, "chain/short_long_gap": long - short}
     if len(along) >= 16 and bool((along.std(axis=0) > 0).all()):
         numbers["chain/ess"] = metrics.effective_sample_size(along.T)
         numbers["chain/split_rhat"] = metrics.split_rhat(along.T)
@@ -255,9 +231,8 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     y_train = None if classes is None else dataset.train_labels
     batches = Batches(dataset.train, cfg.train.batch_size, shared, ranks.rank, ranks.size, y_train)
     own = {} if ranks.size == 1 else {k: ranks.share(f"buffer.{k}", cfg.buffer[k]) for k in ("capacity", "initial")}
-    buffer: ReplayBuffer = instantiate(cfg.buffer, _partial_=True)(
-        dataset.shape, generator, class_means=dataset.class_means, classes=classes, **own
-    )
+    new_buffer = instantiate(cfg.buffer, _partial_=True)
+    buffer: ReplayBuffer = new_buffer(dataset.shape, generator, class_means=dataset.class_means, classes=classes, **own)
     buffer.check_count(batch_size)
 
     noise_generator = torch.Generator().manual_seed(cfg.seed + 1)  # the same noise at every validation
@@ -272,14 +247,8 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     save_every_steps = cfg.train.save_every_steps or math.inf
     save_every_seconds = 60 * (cfg.train.save_every_minutes or math.inf)
     loop = Loop()
-    parts: dict[str, Any] = {
-        "energy": energy,
-        "optimizer": optimizer,
-        "buffer": buffer,
-        "batches": batches,
-        "guard": guard,
-        "loop": loop,
-    }
+    parts: dict[str, Any] = {"energy": energy, "optimizer": optimizer, "buffer": buffer, "batches": batches}
+    parts |= {"guard": guard, "loop": loop}
     if state:
         restore(parts, generator, state, run_dir, ranks)
         if max(loop.step / max_steps, loop.seconds / max_seconds) >= 1:
@@ -290,15 +259,13 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     saved_at = time.monotonic()
     x_data = x_model = torch.empty(0)  # of the last step
     y_model: Tensor | None = None
+    total = None if max_steps == math.inf else max_steps  # for the progress bar
 
     with (
         Signals() as signals,
         Tracker(run_dir, config, **config["wandb"], state=state and state["tracker"], writes=ranks.first) as tracker,
-        tqdm(
-            total=None if max_steps == math.inf else max_steps, initial=loop.step, unit="step", dynamic_ncols=True,
-            disable=not ranks.first,
-        ) as bar,
-    ):  # fmt: skip
+        tqdm(total=total, initial=loop.step, unit="step", dynamic_ncols=True, disable=not ranks.first) as bar,
+    ):
         if ranks.first:
             checkpoint.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
         while True:
@@ -454,9 +421,7 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path
         raise ValueError(f"resume={run_dir} is not the directory of a run: it has no config.yaml")
     state = checkpoint.load(run_dir)
     if "loop" not in state:
-        raise checkpoint.CheckpointError(
-            f"resume={run_dir}: its checkpoint holds an energy, but no state to go on from"
-        )
+        raise ValueError(f"resume={run_dir}: its checkpoint holds an energy, but no state to go on from")
     given = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     ours: Any = OmegaConf.load(run_dir / "config.yaml")
     for key in given.keys() - ours.keys():  # of an older run
@@ -468,13 +433,10 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path
         OmegaConf.update(ours, key, OmegaConf.select(given, key), merge=False)
     ours.resume = None
     was, now = flat(state["config"]), flat(OmegaConf.to_container(ours))
-    differences = [
-        f"{key} is {was.get(key)} there and {now.get(key)} here"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and not MAY_CHANGE.fullmatch(key)
-    ]
-    if differences:
-        raise ValueError(f"resume={run_dir} would be another run: {'; '.join(differences)}")
+    changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+    refused = [f"{k} is {was.get(k)} there and {now.get(k)} here" for k in changed if not MAY_CHANGE.fullmatch(k)]
+    if refused:
+        raise ValueError(f"resume={run_dir} would be another run: {'; '.join(refused)}")
     return DictConfig(ours), run_dir, state
 
 
@@ -498,7 +460,7 @@ def start(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> float:
             stopped_by = train(cfg, run_dir, ranks, state)
         finally:
             remove_if_empty(hydras)
-    if stopped_by and stopped_by == getattr(signal, "SIGUSR2", 0):
+    if stopped_by == signal.SIGUSR2:
         signal.raise_signal(stopped_by)  # the launcher's own handler puts the job back into its queue
     if stopped_by:
         sys.exit(128 + stopped_by)
@@ -512,7 +474,7 @@ def remove_if_empty(run_dir: Path) -> None:
 
 
 def launch(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = ()) -> float:
-    with one_line_errors():
+    with one_line_errors():  # no decorator: launchers pickle this function, and that would hold a generator
         return start(cfg, run_dir, overrides)
 
 
@@ -565,9 +527,8 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         atexit.unregister(report.sweep)
         with one_line_errors():
-            failed = report.sweep(Path(config.hydra.sweep.dir), config.objective)
-        if failed:
-            sys.exit(1)
+            if report.sweep(Path(config.hydra.sweep.dir), config.objective):
+                sys.exit(1)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -1,7 +1,7 @@
 """Annealed importance sampling: log Z of an energy between two bounds."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ebm import check
+from ebm.metrics import Energy, value_and_gradient
 from ebm.sampler import frozen
 
-Energy = Callable[[Tensor], Tensor]
+Box = Sequence[float] | None  # [low, high]
 
 
 @dataclass
@@ -47,7 +48,7 @@ def bracket(
     betas: Tensor,
     leapfrog: int = 3,
     acceptance: float = 0.8,
-    bounds: Sequence[float] | None = None,
+    bounds: Box = None,
     burn_in: int = 0,
 ) -> Bracket:
     """log Z of exp(−E) by AIS and its reverse (Neal 2001; Grosse et al. 2015, "Sandwiching the marginal likelihood").
@@ -111,28 +112,15 @@ def _difference(base: Energy, energy: Energy, x: Tensor) -> Tensor:
 
 
 def hmc(
-    energy: Energy,
-    x: Tensor,
-    size: float,
-    leapfrog: int,
-    generator: torch.Generator,
-    bounds: Sequence[float] | None = None,
+    energy: Energy, x: Tensor, size: float, leapfrog: int, generator: torch.Generator, bounds: Box = None
 ) -> tuple[Tensor, float]:
     """One transition of Hamiltonian Monte Carlo that leaves exp(−E) alone: (x (B, *shape), mean acceptance).
 
     `leapfrog` steps of length `size` with unit masses (Neal 2011, "MCMC using Hamiltonian dynamics"), then Metropolis.
     At the walls of `bounds` a chain is reflected, which keeps volume and can be undone, as Metropolis needs.
     """
-
-    def derivative(x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.detach().requires_grad_(True)
-        with torch.enable_grad():
-            value = energy(x)
-            (gradient,) = torch.autograd.grad(value.sum(), x)
-        return value.detach(), gradient
-
     momentum = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x)
-    value, gradient = derivative(x)
+    value, gradient = value_and_gradient(energy, x)
     start = value + 0.5 * momentum.square().flatten(1).sum(dim=1)
     y = x
     for _ in range(leapfrog):
@@ -144,7 +132,7 @@ def hmc(
             back = y > high - low
             y = torch.where(back, 2 * (high - low) - y, y) + low
             momentum = torch.where(back, -momentum, momentum)
-        value, gradient = derivative(y)
+        value, gradient = value_and_gradient(energy, y)
         momentum = momentum - 0.5 * size * gradient
     ratio = (start - value - 0.5 * momentum.square().flatten(1).sum(dim=1)).exp().clamp(max=1)
     accept = torch.rand(len(x), generator=generator, dtype=x.dtype, device=generator.device).to(x) < ratio

@@ -1,30 +1,24 @@
 """Checks of plain values, so that every constructor refuses bad input in the same words."""
 
-import math
+from math import inf, isfinite
 from typing import Any
 
 
 def number(
-    key: str,
-    value: Any,
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    open_low: bool = False,
-    integer: bool = False,
+    key: str, value: Any, low: float = -inf, high: float = inf, *, open_low: bool = False, integer: bool = False
 ) -> Any:
     """Return `value` if it is a finite number in [low, high] ((low, high] with `open_low`).
 
     `key` is the config key to name. Raises ValueError with what was given and what is accepted.
     """
     kinds: tuple[type, ...] = (int,) if integer else (int, float)
-    valid = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)  # type: ignore[arg-type]
+    valid = isinstance(value, kinds) and not isinstance(value, bool) and isfinite(value)  # type: ignore[arg-type]
     if valid and (low < value if open_low else low <= value) and value <= high:
         return value
     accepted = "an integer" if integer else "a number"
-    if high < math.inf:
+    if high < inf:
         accepted += f" in {'(' if open_low else '['}{low:g}, {high:g}]"
-    elif low > -math.inf:
+    elif low > -inf:
         accepted += f" {'>' if open_low else '>='} {low:g}"
     raise ValueError(f"{key} must be {accepted}, got {value!r}")
 

@@ -144,8 +144,7 @@ def load_file(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not a checkpoint of plain-ebm: it holds no energy")
     elif state.get("format") != FORMAT:
         raise CheckpointError(f"{file} has checkpoint format {state.get('format')!r}, this version reads {FORMAT}")
-    problem = _problem(state)
-    if problem:
+    if problem := _problem(state):
         raise CheckpointError(f"{file} is not a checkpoint of plain-ebm: {problem}")
     if "buffer" in state:
         state["buffer"].setdefault("labels", torch.zeros_like(state["buffer"]["ages"]))
@@ -179,29 +178,25 @@ def _problem(state: Mapping[str, Any]) -> str:
     for key, value in state["energy"].items():
         if not isinstance(key, str) or not _is_dense(value):
             return f"weights {key} are no plain tensor"
-    if "buffer" in state:
-        if not isinstance(state["buffer"], dict):
-            return "buffer is no dict"
-        chains = state["buffer"].get("chains")
-        if not (_is_dense(chains) and chains.dtype == torch.float32 and list(chains.shape[1:]) == shape):
-            return f"buffer.chains are no images {tuple(shape)}"
-        for key in ("ages", "labels"):
-            numbers = state["buffer"].get(key, state["buffer"].get("ages"))  # older files have no labels
-            if not (_is_dense(numbers) and numbers.dtype == torch.int64 and numbers.shape == chains.shape[:1]):
-                return f"buffer.{key} are not a number a chain"
-        if not bool(torch.isfinite(chains).all()):
-            return "buffer.chains are not finite"
-    return ""
+    if "buffer" not in state:
+        return ""
+    if not isinstance(state["buffer"], dict):
+        return "buffer is no dict"
+    chains = state["buffer"].get("chains")
+    if not (_is_dense(chains) and chains.dtype == torch.float32 and list(chains.shape[1:]) == shape):
+        return f"buffer.chains are no images {tuple(shape)}"
+    for key in ("ages", "labels"):
+        numbers = state["buffer"].get(key, state["buffer"].get("ages"))  # older files have no labels
+        if not (_is_dense(numbers) and numbers.dtype == torch.int64 and numbers.shape == chains.shape[:1]):
+            return f"buffer.{key} are not a number a chain"
+    return "" if bool(torch.isfinite(chains).all()) else "buffer.chains are not finite"
 
 
 def _is_dense(value: Any) -> TypeGuard[Tensor]:
     """Whether `value` is a tensor whose elements are all in the file: a stride of 0 can claim any size."""
-    return (
-        type(value) is Tensor
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
-    )
+    if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 
 
 def _from_tutorial(file: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -215,13 +210,9 @@ def _from_tutorial(file: Path, state: dict[str, Any]) -> dict[str, Any]:
         shape = list(state["hyper_parameters"]["img_shape"])
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is a Lightning file of another network than the tutorial's") from error
-    return {
-        "energy": weights,
-        "energy_config": {"_target_": "ebm.energies.ConvEnergy", "shape": shape, "hidden": hidden},
-        "step": state.get("global_step", 0),
-        "epoch": state.get("epoch", 0),
-        "config": {},
-    }
+    config = {"_target_": "ebm.energies.ConvEnergy", "shape": shape, "hidden": hidden}
+    when = {"step": state.get("global_step", 0), "epoch": state.get("epoch", 0)}
+    return {"energy": weights, "energy_config": config, "config": {}} | when
 
 
 def build_energy(state: dict[str, Any], source: str | Path = "checkpoint") -> nn.Module:
@@ -270,13 +261,12 @@ def _energy_class(target: str, source: str | Path) -> type[nn.Module]:
 
 
 def _differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
-    def described(x: Tensor | None) -> str:
-        return "" if x is None else f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
-
     for key in sorted(ours.keys() | theirs.keys()):
-        got, want = described(theirs.get(key)), described(ours.get(key))
+        if key not in ours or key not in theirs:
+            return f"{key} is {'missing' if key in ours else 'unknown'}"
+        got, want = (f"{x.dtype} {tuple(x.shape)}".removeprefix("torch.") for x in (theirs[key], ours[key]))
         if got != want:
-            return f"{key} is {got}, not {want}" if got and want else f"{key} is {'unknown' if got else 'missing'}"
+            return f"{key} is {got}, not {want}"
     return ""
 
 

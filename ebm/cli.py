@@ -24,8 +24,7 @@ def one_line_errors() -> Iterator[None]:
         cause = cause_of(error)
         if cause is error and not isinstance(error, (ValueError, OSError)) and not missing:
             raise
-        line = " ".join(str(cause).split())
-        print(f"error: {line} (HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
+        print("error:", *str(cause).split(), "(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
         sys.exit(2)
 
 
@@ -83,11 +82,10 @@ class Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # signals are not for a sweep's worker thread
-            names = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-            if hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)):
-                names.append("SIGUSR2")
+            if callable(signal.getsignal(signal.SIGUSR2)):
                 self.stops = {signal.SIGINT, signal.SIGUSR2}
-            self.before = {getattr(signal, name): signal.signal(getattr(signal, name), self.handle) for name in names}
+            numbers = self.stops | {signal.SIGTERM, signal.SIGUSR1}
+            self.before = {number: signal.signal(number, self.handle) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:

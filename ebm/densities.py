@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ebm import check
-from ebm.data import Dataset
+from ebm.data import Dataset, Device
 
 
 class GaussianMixture:
@@ -48,9 +48,7 @@ class GaussianMixture:
 class Uniform:
     """The uniform law on [−1, 1]^shape: E(x) = 0 there, log Z = D log 2."""
 
-    def __init__(
-        self, shape: Sequence[int], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, shape: Sequence[int], device: Device = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.shape, self.device, self.dtype = tuple(shape), device, dtype
         self.log_z = math.prod(shape) * math.log(2)
 
@@ -124,8 +122,7 @@ def dataset(name: str, train_size: int = 50_000, test_size: int = 10_000, seed: 
 def midpoints(cells: int) -> Tensor:
     """Midpoints (cells², 2) of a square grid over [−1, 1]², row by row from the bottom left."""
     side = (torch.arange(cells) + 0.5) * 2 / cells - 1
-    y, x = torch.meshgrid(side, side, indexing="ij")
-    return torch.stack([x.flatten(), y.flatten()], dim=1)
+    return torch.cartesian_prod(side, side).flip(1)  # y, which changes slowest, comes second
 
 
 def log_integral(log_values: Tensor) -> float:

@@ -1,8 +1,8 @@
 """Feature spaces to compare sample sets in: a small classifier of the data set, and Inception where there is one."""
 
 import hashlib
-import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ebm import check
 from ebm.compiled import cache_folder
-from ebm.data import Batches, Dataset, scaled
+from ebm.data import Batches, Dataset, Device, scaled
 from ebm.metrics import in_batches
 
 RECIPE = "32 and 64 3×3 filters, 64 standardised features, 3 epochs of batch 128, one cycle of Adam to 3e-3, seed 0"
@@ -20,29 +20,26 @@ RECIPE = "32 and 64 3×3 filters, 64 standardised features, 3 epochs of batch 12
 
 def data_hash(dataset: Dataset) -> str:
     """SHA-256 of all images and labels, first 16 hex digits."""
-    digest = hashlib.sha256()
-    for x in (dataset.train, dataset.train_labels, dataset.test, dataset.test_labels):
-        if x is not None:
-            digest.update(str((x.dtype, tuple(x.shape))).encode())
-            digest.update(x.contiguous().numpy().data)
-    return digest.hexdigest()[:16]
+    tensors = (dataset.train, dataset.train_labels, dataset.test, dataset.test_labels)
+    return _hash((str((x.dtype, tuple(x.shape))), x) for x in tensors if x is not None)
 
 
 def weights_hash(state: dict[str, Tensor]) -> str:
     """SHA-256 of a state dict's names and values, first 16 hex digits."""
+    return _hash(sorted(state.items()))
+
+
+def _hash(named: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
+    for name, value in named:
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
 
 class Classifier(nn.Module):
     """A small convolutional classifier: x (B, C, H, W) → logits (B, classes). `features(x)` (B, 64) lie below them, in
     units in which each has mean 0 and standard deviation 1 over the training images."""
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -54,8 +51,7 @@ class Classifier(nn.Module):
             *(nn.Flatten(), nn.Linear(size, 64)),
         )
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(64, classes))
-        self.register_buffer("mean", torch.zeros(64))
-        self.register_buffer("std", torch.ones(64))
+        self.mean, self.std = nn.Buffer(torch.zeros(64)), nn.Buffer(torch.ones(64))
 
     def features(self, x: Tensor) -> Tensor:
         return (self.body(x) - self.mean) / self.std
@@ -64,17 +60,19 @@ class Classifier(nn.Module):
         return self.head(self.body(x))
 
 
-def train_classifier(
-    dataset: Dataset, epochs: int = 3, seed: int = 0, device: str | torch.device = "cpu"
-) -> Classifier:
-    """A `Classifier` of the data set's labels, the same for the same data and seed. Raises ValueError without."""
+def untrained(dataset: Dataset, seed: int, device: Device) -> Classifier:
+    """A `Classifier` for the data set's labels. Raises ValueError without."""
     if dataset.train_labels is None:
         raise ValueError(f"data set {dataset.name} has no labels to train a classifier with")
     with torch.random.fork_rng(devices=[]):  # constructors of modules take no generator
         torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
         net = Classifier(dataset.shape, int(dataset.train_labels.max()) + 1)
-    net.to(memory_format=torch.channels_last).to(device).train()
-    generator = torch.Generator(device).manual_seed(seed)
+    return net.to(memory_format=torch.channels_last).to(device)
+
+
+def train_classifier(dataset: Dataset, epochs: int = 3, seed: int = 0, device: Device = "cpu") -> Classifier:
+    """A `Classifier` of the data set's labels, the same for the same data and seed. Raises ValueError without."""
+    net, generator = untrained(dataset, seed, device), torch.Generator(device).manual_seed(seed)
     batches = Batches(dataset.train, min(128, len(dataset.train)), generator, labels=dataset.train_labels)
     total = epochs * batches.steps_per_epoch
     optimizer = torch.optim.Adam(net.parameters())
@@ -94,26 +92,22 @@ def train_classifier(
 
 
 def cached_classifier(
-    dataset: Dataset, cache: str | None = None, device: str | torch.device = "cpu"
+    dataset: Dataset, cache: str | None = None, device: Device = "cpu"
 ) -> tuple[Classifier, dict[str, Any]]:
     """(the data set's classifier, {recipe, weights' hash, accuracy on the test images}), trained once and kept in the
     folder `cache` under the data's hash; None: plain-ebm in the user's cache folder. A file that cannot be read is
     made anew."""
     name = hashlib.sha256(f"{RECIPE} {data_hash(dataset)}".encode()).hexdigest()[:16]
     file = (Path(cache) if cache else cache_folder()) / f"classifier-{name}.pt"
+    net = untrained(dataset, 0, device)
     try:
-        if dataset.train_labels is None:
-            raise ValueError("no labels")
-        net = Classifier(dataset.shape, int(dataset.train_labels.max()) + 1)
         net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        net.to(memory_format=torch.channels_last).to(device).eval().requires_grad_(False)
+        net.eval().requires_grad_(False)
     except Exception:  # missing, torn, another layout: whatever loading can raise
         net = train_classifier(dataset, device=device)
-        content = io.BytesIO()
-        torch.save({key: value.cpu().contiguous() for key, value in net.state_dict().items()}, content)
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f".{file.name}.{os.getpid()}")
-        aside.write_bytes(content.getvalue())
+        torch.save({key: value.cpu().contiguous() for key, value in net.state_dict().items()}, aside)
         os.replace(aside, file)
     info: dict[str, Any] = {"recipe": RECIPE, "weights": weights_hash(net.state_dict())}
     if dataset.test_labels is not None:
@@ -141,9 +135,7 @@ class Inception(nn.Module):
         return self.net(x.add(1).mul(127.5).round().to(torch.uint8).expand(-1, 3, -1, -1))
 
 
-def features_of(
-    net: Classifier | Inception, x: Tensor, batch_size: int = 256, device: str | torch.device = "cpu"
-) -> Tensor:
+def features_of(net: Classifier | Inception, x: Tensor, batch_size: int = 256, device: Device = "cpu") -> Tensor:
     """Features (N, D) of bytes or floats x (N, *shape), on the CPU; they do not depend on `batch_size`."""
     with torch.no_grad():
         return in_batches(lambda part: net.features(scaled(part)), x, batch_size, device)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 matplotlib.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
+Panels = Mapping[str, Mapping[str, Mapping[Any, Sequence[float]]]]  # [title][series][row] is (value, low, high)
 
 
 @contextmanager
@@ -66,8 +67,7 @@ def labelled_rows(path: Path, x: Tensor, columns: Sequence[str], rows: Sequence[
     axes.tick_params(axis="x", labelsize=6)
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
-    if title:
-        axes.set_title(title)
+    axes.set_title(title)
     figure.savefig(path)
 
 
@@ -149,7 +149,7 @@ def roc(path: Path, inliers: NDArray[np.float64], sets: Mapping[str, NDArray[np.
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=6)
 
 
-def intervals(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> None:
+def intervals(path: Path, panels: Panels) -> None:
     """Panels of dots with intervals: panels[title][series][row] is (value, low, high); a colour a series."""
     rows = {title: list(dict.fromkeys(row for own in panel.values() for row in own)) for title, panel in panels.items()}
     heights = [max(len(names), 2) for names in rows.values()]
@@ -172,9 +172,7 @@ def intervals(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Sequenc
             axes.figure.legend(*handles, frameon=False, loc="outside lower center", ncols=3)
 
 
-def by_steps(
-    path: Path, panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], floors: Mapping[str, float]
-) -> None:
+def by_steps(path: Path, panels: Panels, floors: Mapping[str, float]) -> None:
     """Panels of curves with intervals over SGLD steps: panels[title][series][steps] is (value, low, high).
     A dashed line at floors[title], what real images reach."""
     with plot(path, 2.1 * len(panels), 2.2, 1, len(panels)) as (row,):

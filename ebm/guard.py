@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ TESTS = {
 EVOLVES = ("strikes", "gaps", "lowest_gap", "rollbacks")
 
 
+@dataclass
 class Guard:
     """Watches the numbers of each read-back for signs that the training has diverged.
 
@@ -36,31 +38,27 @@ class Guard:
     The test `not_finite` has no limit and no patience. Raises ValueError for a setting out of range.
     """
 
-    def __init__(
-        self,
-        action: str = "rollback",
-        max_rollbacks: int = 3,
-        lr_factor: float = 0.5,
-        patience: int = 3,
-        warmup_steps: int = 300,
-        score_gap: float | None = 0.3,
-        gap_trend: float | None = 0.15,
-        energy_magnitude: float | None = 10.0,
-        saturation: float | None = 0.75,
-        clamp_share: float | None = 0.3,
-        noise_score: float | None = 0.0,
-        fresh_chains: float | None = 2.0,
-    ) -> None:
-        self.action = check.choice("guard.action", action, ("rollback", "stop", "warn", "off"))
-        self.max_rollbacks = check.number("guard.max_rollbacks", max_rollbacks, 0, integer=True)
-        self.lr_factor = check.number("guard.lr_factor", lr_factor, 0, 1, open_low=True)
-        self.patience = check.number("guard.patience", patience, 1, integer=True)
-        self.warmup_steps = check.number("guard.warmup_steps", warmup_steps, 0, integer=True)
-        limits = (score_gap, gap_trend, energy_magnitude, saturation, clamp_share, noise_score, fresh_chains)
-        self.limits = dict(zip(TESTS, limits, strict=True))
+    action: str = "rollback"
+    max_rollbacks: int = 3
+    lr_factor: float = 0.5
+    patience: int = 3
+    warmup_steps: int = 300
+    score_gap: float | None = 0.3
+    gap_trend: float | None = 0.15
+    energy_magnitude: float | None = 10.0
+    saturation: float | None = 0.75
+    clamp_share: float | None = 0.3
+    noise_score: float | None = 0.0
+    fresh_chains: float | None = 2.0
+
+    def __post_init__(self) -> None:
+        check.choice("guard.action", self.action, ("rollback", "stop", "warn", "off"))
+        check.number("guard.lr_factor", self.lr_factor, 0, 1, open_low=True)
+        for name, least in (("max_rollbacks", 0), ("patience", 1), ("warmup_steps", 0)):
+            check.number(f"guard.{name}", getattr(self, name), least, integer=True)
+        self.limits = {name: getattr(self, name) for name in TESTS if getattr(self, name) is not None}
         for name, limit in self.limits.items():
-            if limit is not None:
-                check.number(f"guard.{name}", limit)
+            check.number(f"guard.{name}", limit)
         self.rollbacks: list[list[int]] = []  # [step of divergence, step gone back to]
         self.lowest_gap = math.inf  # of all read-backs since the warm-up
         self._watch_afresh()
@@ -94,7 +92,7 @@ class Guard:
             return None
         fired = None
         for name, value in self._values(numbers).items():
-            if (limit := self.limits[name]) is None:
+            if (limit := self.limits.get(name)) is None:
                 continue
             self.strikes[name] = self.strikes[name] + 1 if value > limit else 0
             needed = 1 if name == "noise_score" else self.patience  # validations are rare, and of many images
@@ -140,9 +138,8 @@ class Guard:
 
     def before(self, step: int) -> int:
         """A rollback at `step` is to a checkpoint before this step: before the one that led here, if one did."""
-        if self.rollbacks and step <= self.rollbacks[-1][0]:
-            return self.rollbacks[-1][1]
-        return step + 1
+        diverged, restored = self.rollbacks[-1] if self.rollbacks else (-1, 0)
+        return restored if step <= diverged else step + 1
 
     def rolled_back(self, diverged: int, restored: int) -> None:
         """Take note of a rollback between two steps, and watch afresh."""

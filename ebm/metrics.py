@@ -50,15 +50,21 @@ def scores(energy: Energy, x: Tensor, batch_size: int = 256, device: str | torch
         return _finite(in_batches(lambda part: -energy(part), x, batch_size, device), "scores")
 
 
+def value_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(E(x) (B,), ∇E(x) (B, *shape)), in whatever grad mode."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        value = energy(x)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), gradient
+
+
 def gradient_norms(energy: Energy, x: Tensor, batch_size: int = 256, device: str | torch.device = "cpu") -> Array:
     """−‖∇E(x)‖₂ (N,), the "approximate mass" of JEM (Grathwohl et al. 2020, section 5.3): near 0 on a mode's top or
     a plateau, far below on slopes. Raises ValueError where one is not finite."""
 
     def norms(part: Tensor) -> Tensor:
-        part.requires_grad_(True)
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(energy(part).sum(), part)
-        return -gradient.flatten(1).norm(dim=1)
+        return -value_and_gradient(energy, part)[1].flatten(1).norm(dim=1)
 
     with frozen(energy):
         return _finite(in_batches(norms, x, batch_size, device), "gradient norms")
@@ -135,14 +141,11 @@ def separation_ci95(inliers: Array, outliers: Array, resamples: int, rng: np.ran
 def _separation_of_counts(inliers: NDArray[np.int64], outliers: NDArray[np.int64]) -> dict[str, float]:
     """`separation` of scores given as counts per distinct score, highest first."""
     tp, fp = inliers.cumsum(), outliers.cumsum()
-    from_below = slice(None, None, -1)
-    tp_out, fp_out = outliers[from_below].cumsum(), inliers[from_below].cumsum()
-    return {
-        "auroc": float((outliers * (tp - inliers / 2)).sum() / (tp[-1] * fp[-1])),
-        "aupr": float((inliers * tp / np.maximum(tp + fp, 1)).sum() / tp[-1]),
-        "aupr_out": float((outliers[from_below] * tp_out / np.maximum(tp_out + fp_out, 1)).sum() / fp[-1]),
-        "fpr95": float(fp[np.argmax(tp / tp[-1] >= 0.95)] / fp[-1]),
-    }
+    found = {"auroc": float((outliers * (tp - inliers / 2)).sum() / (tp[-1] * fp[-1]))}
+    for name, hits, misses in (("aupr", inliers, outliers), ("aupr_out", outliers[::-1], inliers[::-1])):
+        right, wrong = hits.cumsum(), misses.cumsum()
+        found[name] = float((hits * right / np.maximum(right + wrong, 1)).sum() / right[-1])
+    return found | {"fpr95": float(fp[np.argmax(tp / tp[-1] >= 0.95)] / fp[-1])}
 
 
 def interval(resampled: Array, centre: float | None = None) -> Interval:
@@ -255,12 +258,8 @@ def manifold_quality(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Array]
     radii = [torch.cdist(x, x, compute_mode=exact).kthvalue(k + 1, dim=1).values for x in (real, fake)]
     distances = torch.cdist(real, fake, compute_mode=exact)
     in_real = distances <= radii[0][:, None]
-    values = {
-        "precision": in_real.any(dim=0),
-        "recall": (distances <= radii[1][None]).any(dim=1),
-        "density": in_real.sum(dim=0) / k,
-        "coverage": in_real.any(dim=1),
-    }
+    values = {"precision": in_real.any(dim=0), "recall": (distances <= radii[1][None]).any(dim=1)}
+    values |= {"density": in_real.sum(dim=0) / k, "coverage": in_real.any(dim=1)}
     return {name: value.double().numpy() for name, value in values.items()}
 
 

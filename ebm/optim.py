@@ -3,14 +3,12 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from ebm import check
 
 
-def adam(
-    parameters: Iterable[nn.Parameter], lr: float = 1e-4, beta1: float = 0.0, beta2: float = 0.999
-) -> torch.optim.Adam:
+def adam(parameters: Iterable[Tensor], lr: float = 1e-4, beta1: float = 0.0, beta2: float = 0.999) -> torch.optim.Adam:
     """torch's Adam with checked arguments; β₁ = 0 since the loss surface moves with the parameters."""
     check.number("optimizer.lr", lr, 0, open_low=True)
     check.number("optimizer.beta1", beta1, 0, 1 - 1e-9)

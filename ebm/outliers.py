@@ -8,17 +8,11 @@ import torchvision
 from torch import Tensor
 from torchvision.transforms import functional
 
-from ebm.data import Dataset, image_folder, scaled
+from ebm.data import Dataset, image_folder, images_of, scaled
 from ebm.sampler import uniform_noise
 
-OTHERS = {
-    "mnist": "MNIST",
-    "fashion_mnist": "FashionMNIST",
-    "kmnist": "KMNIST",
-    "omniglot": "Omniglot",
-    "svhn": "SVHN",
-    "cifar10": "CIFAR10",
-}
+OTHERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+OTHERS |= {"omniglot": "Omniglot", "svhn": "SVHN", "cifar10": "CIFAR10"}
 
 
 def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, seed: int = 0) -> Tensor:
@@ -48,9 +42,9 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
             raise ValueError("images are no outliers to vectors")
         if OTHERS.get(name) == dataset.name:
             raise ValueError("it is the data set itself")
-        if "/" not in name:
+        if name in OTHERS:
             return _like(_torchvision_test(OTHERS[name], root), dataset.shape)
-        folder = image_folder(name, dataset.shape[-1], 3)
+        folder = image_folder(name, dataset.shape[-1])
         return _like(torch.cat([folder.train, folder.test]), dataset.shape)
     if name in ("train", "test"):
         return getattr(dataset, name)
@@ -76,20 +70,18 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
         raise ValueError(f"ood.sets: {name} is no set that is known; a folder of images needs a / in its path")
     if x.dim() != 4:
         raise ValueError("made of images, the data are vectors")
-    if name == "rotated90" and x.shape[-1] != x.shape[-2]:
-        raise ValueError(f"needs square images, the data's are {x.shape[-2]}×{x.shape[-1]}")
+    height, width = x.shape[-2:]
+    if name == "rotated90" and height != width:
+        raise ValueError(f"needs square images, the data's are {height}×{width}")
     if name in ("rotated", "rotated90"):
         return x.rot90(2 if name == "rotated" else 1, dims=(-2, -1))
     if name == "blurred":
-        side = min(9, 2 * min(x.shape[-2:]) - 1)  # what reflection at the edges can fill
+        side = min(9, 2 * min(height, width) - 1)  # what reflection at the edges can fill
         return functional.gaussian_blur(x, [side, side], [1.5, 1.5])
     if name == "tiny":
-        tiny, half = torch.full_like(x, -1), x[..., ::2, ::2]
-        tiny[..., -half.shape[-2] :, -half.shape[-1] :] = half
-        return tiny
+        return functional.pad(x[..., ::2, ::2], [width // 2, height // 2, 0, 0], fill=-1)
     order = torch.randperm(len(x), generator=generator)
-    middle = x.shape[-2] // 2
-    return torch.cat([x[order, :, :middle], x[order.roll(1), :, middle:]], dim=-2)
+    return torch.cat([x[order, :, : height // 2], x[order.roll(1), :, height // 2 :]], dim=-2)
 
 
 def _torchvision_test(name: str, root: str) -> Tensor:
@@ -101,10 +93,7 @@ def _torchvision_test(name: str, root: str) -> Tensor:
         raise ValueError(f"{name} is not in {root}, where torchvision looks for it") from error
     if name == "Omniglot":  # black strokes on white, one file an image
         return 255 - torch.stack([functional.pil_to_tensor(image.convert("L")) for image, _ in split])
-    x = torch.as_tensor(split.data)
-    if x.dim() == 3:
-        return x.unsqueeze(1)
-    return x if name == "SVHN" else x.permute(0, 3, 1, 2)
+    return images_of(split)
 
 
 def _like(x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -25,13 +25,10 @@ class Ranks:
         check.number("rank_timeout_minutes", timeout_minutes, 0, open_low=True)
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0)) if self.size > 1 else 0
+        self.first = self.rank == 0
         if self.size > 1:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
         """`device`, or this rank's own GPU where it is some GPU."""
@@ -101,12 +98,12 @@ def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     buffer, and under `shards` what it takes to part them again."""
     buffers = [shard["buffer"] for shard in shards]
     whole = buffers[0] | {key: torch.cat([buffer[key].cpu() for buffer in buffers]) for key in OF_CHAINS}
-    apart = [
-        {"size": len(shard["buffer"]["chains"]), "front": shard["buffer"]["front"]}
-        | {key: shard[key] for key in ("generator", "sums")}
-        for shard in shards
-    ]
+    apart = [_shard(own["buffer"], own["generator"], own["sums"]) for own in shards]
     return {"buffer": whole, "generator": shards[0]["generator"], "shards": apart}
+
+
+def _shard(buffer: dict[str, Any], generator: Tensor, sums: dict[str, Tensor]) -> dict[str, Any]:
+    return {"size": len(buffer["chains"]), "front": buffer["front"], "generator": generator, "sums": sums}
 
 
 def dealt(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.Generator) -> dict[str, Any]:
@@ -116,9 +113,7 @@ def dealt(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.G
     oldest entries of a fifo first, and each rank draws from a new seed, made of its generator's and the step.
     """
     buffer = state["buffer"]
-    alone = {"size": len(buffer["chains"]), "front": buffer["front"]}
-    alone |= {"generator": state["generator"], "sums": state["loop"]["sums"]}
-    shards = state.get("shards", [alone])
+    shards = state.get("shards", [_shard(buffer, state["generator"], state["loop"]["sums"])])
     sizes = [shard["size"] for shard in shards]
     if sum(sizes) != len(buffer["chains"]):
         raise ValueError(f"its {len(shards)} ranks had {sum(sizes)} chains, the buffer holds {len(buffer['chains'])}")
@@ -132,9 +127,6 @@ def dealt(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.G
         fresh = torch.Generator(generator.device).manual_seed((generator.initial_seed() + state["step"]) % 2**63)
         own = shards[0] | {"front": len(mine) % capacity, "generator": fresh.get_state()}
     chains = {key: buffer[key][mine] for key in OF_CHAINS}
-    return state | {
-        "buffer": buffer | chains | {"front": own["front"]},
-        "generator": own["generator"],
-        "order_generator": state.get("order_generator", state["generator"]),
-        "loop": state["loop"] | {"sums": own["sums"]},
-    }
+    generators = {"generator": own["generator"], "order_generator": state.get("order_generator", state["generator"])}
+    buffer, loop = buffer | chains | {"front": own["front"]}, state["loop"] | {"sums": own["sums"]}
+    return state | generators | {"buffer": buffer, "loop": loop}

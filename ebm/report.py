@@ -13,16 +13,7 @@ from ebm import figures
 from ebm.tracking import last_values
 
 COMPARED = ("auroc", "frechet", "kid", "class_entropy", "kl", "nll", "bits_per_dim")  # the panels of a comparison
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 66em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { display: block; overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1em 0; font-size: 13px }
-th, td { padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-td.text { white-space: normal; text-align: left }
-figure { margin: 1.5em 0 } img { max-width: 100%; height: auto } figcaption, .note { color: #555; font-size: 13px }
-pre { font-size: 12px; background: #f6f6f6; padding: 1em; overflow-x: auto }
-"""
+STYLE = Path(__file__).with_name("report.css").read_text()
 
 
 @dataclass
@@ -37,11 +28,10 @@ class Section:
 
     def text(self) -> str:
         """The table for a screen: first column to the left, the others to the right."""
-        columns: list[list[str]] = []
-        for column in zip(self.header, *self.rows, strict=True):
-            width = max(map(len, column))
-            columns.append([cell.rjust(width) if columns else cell.ljust(width) for cell in column])
-        return "\n".join(["  ".join(line).rstrip() for line in zip(*columns, strict=True)] + list(self.notes))
+        lines = [self.header, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        row = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
+        return "\n".join([*(row.format(*line).rstrip() for line in lines), *self.notes])
 
     def html(self, folder: Path) -> str:
         def row(tag: str, cells: Sequence[str]) -> str:
@@ -79,7 +69,7 @@ def write(path: Path, title: str, sections: Sequence[Section], skipped: Mapping[
         body += ["<h2>Skipped</h2>", "<table>", *rows, "</table>"]
     if protocol:
         body += ["<h2>Protocol</h2>", f"<pre>{escape(json.dumps(protocol, indent=2))}</pre>"]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>\n{STYLE}</style>'
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>\n'
     path.write_text(page + "\n".join(body) + "\n</body></html>\n", encoding="utf-8")
 

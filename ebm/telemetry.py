@@ -2,10 +2,10 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from ebm.buffer import ReplayBuffer
+from ebm.metrics import value_and_gradient
 from ebm.sampler import SGLD, frozen
 
 
@@ -28,10 +28,9 @@ def chain_statistics(
     The one gradient this takes is outside the SGLD loop, on 32 chains, so that the loop stays bare.
     """
     step_size, noise_std = sampler.settings(0, max(sampler.steps, 2))
-    with frozen(energy), torch.enable_grad():
-        x = x_model[:32].detach().requires_grad_(True)
-        energies = energy(x) if y_model is None else energy(x, y_model[:32])
-        (gradient,) = torch.autograd.grad(energies.sum(), x)
+    labels = () if y_model is None else (y_model[:32],)
+    with frozen(energy):
+        _, gradient = value_and_gradient(lambda x: energy(x, *labels), x_model[:32])
     clamp = sampler.grad_clamp or math.inf
     ages = buffer.ages[: buffer.size].float()
     return {
@@ -41,7 +40,7 @@ def chain_statistics(
         "saturation_real": saturation(x_data, sampler.bounds),
         "clamp_share": (gradient.abs() >= clamp).float().mean(),
         "step_length": (step_size * gradient.clamp(-clamp, clamp)).flatten(1).norm(dim=1).mean(),
-        "noise_length": ages.new_tensor(noise_std * math.sqrt(x[0].numel())),
+        "noise_length": ages.new_tensor(noise_std * math.sqrt(gradient[0].numel())),
     }
 
 

@@ -37,14 +37,19 @@ def objective(run_dir: Path, key: str) -> float:
     return values[key]
 
 
-def _start(run_dir: Path, config: dict[str, Any], mode: Any, project: str = "plain-ebm", **names: Any) -> Any:
-    """A W&B run with its files in `run_dir`/wandb. Raises ValueError where W&B cannot start."""
-    settings = wandb.Settings(console="off", quiet=True, silent=True)
+def _start(folder: Path, config: dict[str, Any], job_type: str, settings: Mapping[str, Any], **more: Any) -> Any:
+    """A W&B run with its files in `folder`/wandb, of type `job_type` unless `settings` name one; None where they say
+    disabled. Raises ValueError where W&B cannot start."""
+    names = {"mode": "offline", "project": "plain-ebm"} | dict(settings) | more
+    names |= {"job_type": names.get("job_type") or job_type, "dir": folder, "config": config}
+    names.pop("checkpoint", None)
+    if check.choice("wandb.mode", names["mode"], MODES) == "disabled":
+        return None
     try:
-        return wandb.init(mode=mode, project=project, dir=run_dir, config=config, settings=settings, **names)
+        return wandb.init(settings=wandb.Settings(console="off", quiet=True, silent=True), **names)
     except wandb.Error as error:
         hint = "wandb.mode=offline needs no account"
-        raise ValueError(f"W&B cannot start with wandb.mode={mode}: {error} ({hint})") from error
+        raise ValueError(f"W&B cannot start with wandb.mode={names['mode']}: {error} ({hint})") from error
 
 
 def log_evaluation(
@@ -52,16 +57,14 @@ def log_evaluation(
 ) -> None:
     """An evaluation as a W&B run in `folder`: each number as eval/KEY, all of them with their intervals as the table
     eval/table, pictures as eval/NAME. `settings` as for `Tracker`; nothing where they say disabled."""
-    settings = {"mode": "offline"} | settings | {"job_type": settings.get("job_type") or "evaluate"}
-    settings.pop("checkpoint", None)
-    if check.choice("wandb.mode", settings["mode"], MODES) == "disabled":
+    if (run := _start(folder, config, "evaluate", settings)) is None:
         return
     single = {key: value for key, value in numbers.items() if isinstance(value, float)}
     table = wandb.Table(columns=["metric", "value", "low", "high"])
     for key, value in single.items():
         table.add_data(key, value, *numbers.get(f"{key}/ci95", (None, None)))
     images = {f"eval/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
-    with _start(folder, config, **settings) as run:
+    with run:
         run.log({f"eval/{key}": value for key, value in single.items()} | images | {"eval/table": table})
 
 
@@ -69,38 +72,32 @@ class Tracker:
     """Logs to `run_dir`/metrics.jsonl, `run_dir`/samples/*.png and W&B; a context manager, so that the W&B
     run ends with it, marked as failed after an exception.
 
-    mode    online, offline (a run in `run_dir`/wandb, to be synced later) or disabled (no W&B)
-    config  the resolved configuration, a plain dict; becomes the W&B run's config
-    checkpoint  at the end best.pt and last.pt become a W&B artifact, `best` and `latest`, where they lie: no copy
-    state   of a tracker whose run this one goes on with: what that one has logged since goes from metrics.jsonl
-    writes  False for one that logs nowhere, as of all ranks but the first
-    names   as W&B has them: project, entity, name, group, tags, notes
+    config    the resolved configuration, a plain dict; becomes the W&B run's config
+    state     of a tracker whose run this one goes on with: what that one has logged since goes from metrics.jsonl
+    writes    False for one that logs nowhere, as of all ranks but the first
+    settings  `mode`: online, offline (a run in `run_dir`/wandb, to be synced later) or disabled (no W&B);
+              `checkpoint`: at the end best.pt and last.pt become a W&B artifact, `best` and `latest`, where they lie:
+              no copy; the others as W&B has them: project, entity, name, group, job_type, tags, notes
 
     Raises ValueError where W&B cannot start.
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        config: dict[str, Any],
-        mode: str = "offline",
-        job_type: str | None = None,
-        checkpoint: bool = False,
-        state: Mapping[str, Any] | None = None,
-        writes: bool = True,
-        **names: Any,
+        self, run_dir: Path, config: dict[str, Any], state: Any = None, writes: bool = True, **settings: Any
     ) -> None:
-        check.choice("wandb.mode", mode, MODES)
         self.run_dir = run_dir
-        self.run = None
-        self.checkpoint = check.choice("wandb.checkpoint", checkpoint, (True, False))
+        self.wandb_dir: Path | None = None  # the W&B run's directory (offline: what `wandb sync` takes)
+        self.url: str | None = None  # where the run can be looked at, if W&B has it already
+        self.checkpoint = check.choice("wandb.checkpoint", settings.get("checkpoint", False), (True, False))
         self.rows = state["rows"] if state else 0  # W&B's own step: what the server has already, it drops
         self.wandb_id = state["wandb_id"] if state else None
-        if mode != "disabled" and writes:
-            names |= {"job_type": job_type or "train", "id": self.wandb_id, "allow_val_change": True}
-            names["resume"] = "allow" if self.wandb_id and mode == "online" else None  # offline, the id alone does it
-            self.run = _start(run_dir, config, mode, **names)
-            self.wandb_id = self.run.id
+        online = check.choice("wandb.mode", settings.get("mode", "offline"), MODES) == "online"
+        resume = "allow" if self.wandb_id and online else None  # offline, the id alone does it
+        more = {"id": self.wandb_id, "allow_val_change": True, "resume": resume}
+        self.run = _start(run_dir, config, "train", settings, **more) if writes else None
+        if self.run:
+            self.wandb_id, self.wandb_dir = self.run.id, Path(self.run.dir).parent
+            self.url = None if self.run.offline else self.run.url
             self.run.define_metric("step")
             self.run.define_metric("*", step_metric="step")
             for key, summary in SUMMARIES.items():
@@ -134,16 +131,14 @@ class Tracker:
         """Name the final value of `key` the run's objective, for W&B's sweeps, and hand over the checkpoints."""
         if self.run:
             self.run.summary["objective"] = last_values(self.run_dir).get(key)
-            if self.checkpoint:
-                files = {self.run_dir / "checkpoints" / f"{name}.pt": name for name in ("best", "last")}
-                same = len({file.stat().st_ino for file in files if file.is_file()}) == 1
-                for file, name in files.items():
-                    if not file.is_file() or (same and name == "best"):
-                        continue
-                    artifact = wandb.Artifact(f"checkpoint-{self.run.id}", type="model", metadata={"file": name})
-                    artifact.add_file(str(file), name="checkpoint.pt", policy="immutable")
-                    aliases = ["best"] * (name == "best" or same) + ["latest"] * (name == "last")
-                    self.run.log_artifact(artifact, aliases=aliases)
+        if self.run and self.checkpoint:
+            best, last = (self.run_dir / f"checkpoints/{name}.pt" for name in ("best", "last"))
+            same = not best.is_file() or best.samefile(last)
+            files = {last: ["best", "latest"]} if same else {best: ["best"], last: ["latest"]}
+            for file, aliases in files.items():
+                artifact = wandb.Artifact(f"checkpoint-{self.run.id}", type="model", metadata={"file": file.stem})
+                artifact.add_file(str(file), name="checkpoint.pt", policy="immutable")
+                self.run.log_artifact(artifact, aliases=aliases)
 
     def _record(self, record: dict[str, Any]) -> None:
         self.file.write(json.dumps(record).encode() + b"\n")
@@ -159,16 +154,6 @@ class Tracker:
         """What a tracker needs to go on from here; all that was logged is on the disk then."""
         os.fsync(self.file.fileno())
         return {"bytes": self.file.tell(), "rows": self.rows, "wandb_id": self.wandb_id}
-
-    @property
-    def url(self) -> str | None:
-        """Where the run can be looked at, if W&B has it already."""
-        return self.run.url if self.run and not self.run.offline else None
-
-    @property
-    def wandb_dir(self) -> Path | None:
-        """The W&B run's directory (offline: what `wandb sync` takes)."""
-        return Path(self.run.dir).parent if self.run else None
 
     def __enter__(self) -> Self:
         return self
