@@ -345,7 +345,7 @@ def trace_in_batches(
 ) -> Tensor:
     """`sampler.trace` of any number of chains, `batch_size` at a time on the generators' device: snapshots
     (T, B, *shape) on the CPU. The result does not depend on `batch_size`, which is rounded down to a multiple
-    of GROUP (at least GROUP), and the last batch is filled up to one.
+    of GROUP (at least GROUP), and the last batch is filled up to one. `given` as in SGLD, of all the chains.
     """
     batch_size = max(batch_size // GROUP, 1) * GROUP
 
