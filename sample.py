@@ -153,8 +153,8 @@ def draw(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Modul
 def restore(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Module, levels: list[float]) -> None:
     """Degrade images, at each level of noise, restore them and compare: a table of PSNR and a contact sheet."""
     generator = torch.Generator().manual_seed(cfg.seed)
-    hidden = restoration.hidden_pixels(str(cfg.mask), checkpoint.input_shape(state)) if cfg.init == "inpaint" else None
     clean = source_images(cfg, state, generator)
+    hidden = restoration.hidden_pixels(str(cfg.mask), clean.shape[1:]) if cfg.init == "inpaint" else None
     judged = torch.ones(clean.shape[1:], dtype=torch.bool) if hidden is None else hidden
     table, restored, rows, sheet = {}, [], ["original"], [clean[:8]]
     for level in levels:
@@ -170,8 +170,8 @@ def restore(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Mo
         else:
             blur = partial(restoration.blurred, blur=cfg.blur)
             name, seen = f"blur {cfg.blur:g}, σ {level:g}", restoration.noisy(blur(clean), level, generator)
-            others = restoration.sharpened(seen, clean, cfg.blur)
             posterior, start = composition.Observed(energy, blur, cfg.fidelity), torch.stack([seen, seen], dim=1)
+            others = restoration.sharpened(seen, clean, cfg.blur)
             given = (torch.tensor([False, True]).view(1, 2, 1, 1, 1).expand_as(start), start)
         steps = cfg.steps or STEPS.get(cfg.init) or max(1, round(50 * level))
         trace, times = run(cfg, sampler, posterior, start, steps, given)
