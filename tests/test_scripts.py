@@ -466,9 +466,3 @@ def test_readme_data_and_energy_of_ones_own(tmp_path):
     state = load(tmp_path / "run")
     assert state["energy_config"] == {"_target_": "mine.Quadratic", "scale": 0.5, "shape": [1, 16, 16]}
     assert state["energy"]["mean"].abs().max() > 0
-
-
-def test_readme_library_example(run_dir):
-    names: dict[str, torch.Tensor] = {}
-    exec(readme_block("python", "load_energy(").replace("runs/DATE/TIME", str(run_dir)), names)
-    assert names["samples"].shape == (10, 1, 28, 28) and names["scores"].shape == (10,)
