@@ -259,11 +259,11 @@ def trained_gaussian(path, mean, std, data="plane"):
 def test_compose_by_config(tmp_path):
     a = trained_gaussian(tmp_path / "a.pt", [-0.3, 0.2], 0.2)
     b = trained_gaussian(tmp_path / "b.pt", [0.5, 0.1], 0.2)
-    c = trained_gaussian(tmp_path / "c.pt", [0.0, 0.0], 0.4)
+    c = trained_gaussian(tmp_path / "c.pt", [0.0, 0.0], 0.4, data="rings")  # data= says that it is one plane
     result = run(
-        "sample.py", f"checkpoint={a}", f"compose=[{b},{c}]", "weights=[1,1,-0.5]", "num_samples=2000", "steps=200",
+        "sample.py", f"checkpoint={a}", f"compose=[{b},{c}]", "weights=[1,1,-0.5]", "data=rings", "steps=200",
         "sampler.step_size=1e-3", "sampler.noise_std=langevin", "sampler.grad_clamp=null", "sampler.bounds=null",
-        "batch_size=2000", f"out={tmp_path / 'out'}",
+        "num_samples=2000", "batch_size=2000", f"out={tmp_path / 'out'}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     precisions = [25, 25, -3.125]
