@@ -53,11 +53,13 @@ def grid(path: Path, x: Tensor, columns: int = 8) -> None:
     _sheet(x, columns, 84).save(path)
 
 
-def labelled_rows(path: Path, x: Tensor, columns: Sequence[str], rows: Sequence[str], title: str = "") -> None:
+def labelled_rows(path: Path, x: Tensor, columns: Sequence[str], rows: Sequence[str]) -> None:
     """Images (R, N, C, H, W) with a label over each column and before each row ("" for none)."""
     picture = mosaic(x)
     height, width = picture.shape[:2]
-    inches, margin, top = 0.6 * x.shape[1], 0.8 if any(rows) else 0.0, 0.5 if title else 0.25 * any(columns)
+    longest = max(len(line) for row in rows for line in row.split("\n"))
+    margin = max(0.8, 0.1 + 0.066 * longest) if longest else 0.0
+    inches, top = 0.6 * x.shape[1], 0.25 * any(columns)
     tall = inches * height / width
     figure = Figure(figsize=(margin + inches, tall + top), dpi=200)
     axes = figure.add_axes((margin / (margin + inches), 0, inches / (margin + inches), tall / (tall + top)))
@@ -67,8 +69,28 @@ def labelled_rows(path: Path, x: Tensor, columns: Sequence[str], rows: Sequence[
     axes.tick_params(axis="x", labelsize=6)
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
-    axes.set_title(title)
     figure.savefig(path)
+
+
+def paths(path: Path, images: Mapping[str, Tensor], energies: Mapping[str, Tensor]) -> None:
+    """Paths of n images, images[name] (P, n, C, H, W): a block a path with a row a name, and beside it the energies
+    (P, n) along both, image over image."""
+    count, length = next(iter(images.values())).shape[:2]
+    size = (0.5 * length + 2.6, (0.46 * len(images) + 0.25) * count)
+    with plot(path, *size, count, 2, width_ratios=(0.5 * length, 2)) as grid:
+        for i, (left, right) in enumerate(grid):
+            picture = mosaic(torch.stack([own[i] for own in images.values()]))
+            left.imshow(picture, interpolation="nearest")
+            left.set_yticks([(j + 0.5) * len(picture) / len(images) for j in range(len(images))], list(images))
+            left.set_xticks([])
+            left.tick_params(length=0)
+            left.spines[:].set_visible(False)
+            for j, (name, values) in enumerate(energies.items()):
+                right.plot(values[i].numpy(), ("o--", "o-")[j], color=("0.6", "C0")[j], ms=2, lw=1, label=name)
+            right.set_xticks([])
+            right.set_ylabel("E(x)")
+        grid[0, 1].legend(frameon=False, fontsize=6)
+        grid[-1, 1].set_xlabel("along the path")
 
 
 def strips(path: Path, trace: Tensor, steps: Sequence[int]) -> None:

@@ -22,6 +22,7 @@ Energy = Callable[..., Tensor]  # E(x) or, with labels, E(x, y)
 # (x, noise of each step, step sizes, labels): x goes on in place
 Steps = Callable[[Tensor, Tensor, Sequence[float], Tensor | None], None]
 Generators = torch.Generator | Sequence[torch.Generator]
+Given = tuple[Tensor, Tensor]  # (mask, values)
 
 
 class SGLD:
@@ -110,6 +111,7 @@ class SGLD:
         callback: Callable[[int, Tensor], Any] | None = None,
         every: int = 1,
         labels: Tensor | None = None,
+        given: Given | None = None,
     ) -> Tensor:
         """Chains `x` (B, *shape) after `steps` steps (default: the sampler's); `x` itself is left alone.
 
@@ -118,6 +120,8 @@ class SGLD:
         callback   called as callback(step, x) with the start (step 0), every `every`-th step and the last;
                    x is live: copy what is kept
         labels     y (B,), where the steps are to go down E(x, y) = energy(x, y)
+        given      (mask, values), both like x, the mask boolean: pixels that are set to their values at the start
+                   and after every step, so that they are these values bit for bit
 
         The energy is run in eval mode and without parameter gradients; mode, `requires_grad`, parameter
         `.grad` and the caller's grad mode are as before afterwards, also after an exception.
@@ -126,13 +130,18 @@ class SGLD:
         check.number("every", every, 1, integer=True)
         if not isinstance(generator, torch.Generator) and len(generator) != len(x):
             raise ValueError(f"{len(generator)} generators for {len(x)} chains: give one, or one a chain")
+        if given and not given[0].shape == given[1].shape == x.shape:
+            got = " and ".join(str(tuple(part.shape)) for part in given)
+            raise ValueError(f"given must be a mask and values {tuple(x.shape)} like the chains, got {got}")
         with torch.inference_mode(False), torch.no_grad(), frozen(energy):
             x = x.detach().clone(memory_format=torch.contiguous_format)
+            if given:
+                x[given[0]] = given[1][given[0]]
             _, run = self.run_as(energy, x)
             # Noise is drawn a few steps at a time, and that of the next block while the threads work on this one.
             blocks, done = [], 0
             while done < steps:
-                length = min(steps - done, every - done % every if callback else steps, 8)
+                length = min(steps - done, every - done % every if callback else steps, 1 if given else 8)
                 blocks.append(range(done, done + length))
                 done += length
             if callback:
@@ -148,6 +157,8 @@ class SGLD:
                     wait(jobs)  # all of them, so that none still runs when the energy is given back
                 for job in jobs:
                     job.result()
+                if given:
+                    torch.where(given[0], given[1], x, out=x)
                 done = block.stop
                 if callback and (done % every == 0 or done == steps):
                     callback(done, x)
@@ -344,23 +355,25 @@ def trace_in_batches(
     every: int = 1,
     steps: int | None = None,
     labels: Tensor | None = None,
+    given: Given | None = None,
 ) -> Tensor:
     """`sampler.trace` of any number of chains, `batch_size` at a time on the generators' device: snapshots
     (T, B, *shape) on the CPU. The result does not depend on `batch_size`, which is rounded down to a multiple
-    of GROUP (at least GROUP), and the last batch is filled up to one.
+    of GROUP (at least GROUP), and the last batch is filled up to one. `given` as in SGLD, of all the chains.
     """
     batch_size = max(batch_size // GROUP, 1) * GROUP
+
+    def batch(x: Tensor, start: int) -> Tensor:
+        part = x[start : start + batch_size]
+        return torch.cat([part, part[:1].expand(-len(part) % GROUP, *part.shape[1:])]).to(generators[0].device)
+
     parts = []
     for start in range(0, len(x), batch_size):
-        chosen = slice(start, start + batch_size)
-        own = list(generators[chosen])
-        count, missing, device = len(own), -len(own) % GROUP, own[0].device
-        own += [torch.Generator(device).manual_seed(0) for _ in range(missing)]
-
-        def filled(of: Tensor, chosen: slice = chosen, missing: int = missing, device: Any = device) -> Tensor:
-            return torch.cat([of[chosen], of[chosen][:1].expand(missing, *of.shape[1:])]).to(device)
-
-        its_labels = None if labels is None else filled(labels)
-        trace = sampler.trace(energy, filled(x), own, every=every, steps=steps, labels=its_labels)
+        part, own = batch(x, start), list(generators[start : start + batch_size])
+        count = len(own)
+        own += [torch.Generator(part.device).manual_seed(0) for _ in range(len(part) - count)]
+        its_labels = None if labels is None else batch(labels, start)
+        held = (batch(given[0], start), batch(given[1], start)) if given else None
+        trace = sampler.trace(energy, part, own, every=every, steps=steps, labels=its_labels, given=held)
         parts.append(trace[:, :count].cpu())
     return torch.cat(parts, dim=1)

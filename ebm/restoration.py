@@ -1,0 +1,108 @@
+"""Degraded images, and what restores them without an energy. Images are (N, C, H, W) in [−1, 1]."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from skimage import filters, restoration
+from torch import Tensor
+from torch.nn import functional
+
+from ebm import check, metrics
+
+PLACES = ("left", "right", "top", "bottom", "center")
+
+
+def hidden_pixels(mask: str, shape: Sequence[int]) -> Tensor:
+    """The pixels that `mask` hides, boolean (C, H, W): a half of the image (left, right, top, bottom), the middle
+    square of half its side (center), or a file of H×W pixels: .npy of booleans, true where hidden, or a picture,
+    white where hidden. Raises ValueError where it is none of these, or hides all or nothing."""
+    height, width = shape[1:]
+    hidden = np.zeros((height, width), bool)
+    if mask in PLACES:
+        rows = {"top": slice(height // 2), "bottom": slice(height - height // 2, None)}
+        columns = {"left": slice(width // 2), "right": slice(width - width // 2, None)}
+        if mask == "center":
+            rows[mask], columns[mask] = (slice(size // 4, size - size // 4) for size in (height, width))
+        hidden[rows.get(mask, slice(None)), columns.get(mask, slice(None))] = True
+    elif not Path(mask).is_file():
+        raise ValueError(f"mask must be {', '.join(PLACES)} or a file, .npy or a picture, got {mask}")
+    else:
+        try:
+            if Path(mask).suffix == ".npy":
+                hidden = np.load(mask, allow_pickle=False)
+            else:
+                with Image.open(mask) as file:
+                    hidden = np.asarray(file.convert("L")) >= 128
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"mask={mask} is no readable mask: {error}") from error
+        if hidden.shape != (height, width) or hidden.dtype != bool:
+            got = f"{hidden.dtype} {hidden.shape}"
+            raise ValueError(f"mask={mask} must be bool ({height}, {width}) like the images, or a picture, got {got}")
+    if hidden.all() or not hidden.any():
+        raise ValueError(f"mask={mask} must hide some pixels and leave some, it hides {hidden.sum()} of {hidden.size}")
+    return torch.from_numpy(hidden).expand(*shape)
+
+
+def noisy(x: Tensor, noise_std: float, generator: torch.Generator) -> Tensor:
+    """clip(x + noise_std·ε) to [−1, 1], ε ~ N(0, I)."""
+    return (x + noise_std * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
+
+
+def blurred(x: Tensor, blur: float) -> Tensor:
+    """Convolved with a Gaussian of standard deviation `blur` > 0 pixels, cut at four of them; the border goes on."""
+    radius = round(4 * check.number("blur", blur, 0, open_low=True))
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device) / blur) ** 2)
+    weights = (weights / weights.sum()).expand(x.shape[1], 1, 1, -1)
+    x = functional.pad(x, (radius,) * 4, mode="replicate")
+    x = functional.conv2d(x, weights, groups=x.shape[1])
+    return functional.conv2d(x, weights.transpose(2, 3), groups=x.shape[1])
+
+
+def best(candidates: Iterable[Tensor], clean: Tensor) -> Tensor:
+    """Of several restorations the one with the highest mean PSNR: in hindsight, which favours it."""
+    return max(candidates, key=lambda x: float(metrics.psnr(x, clean).mean()))
+
+
+def each(restore: Callable[..., NDArray[Any]], x: Tensor, **settings: Any) -> Tensor:
+    """`restore` of every image as scikit-image has them, (H, W) or (H, W, C) in [0, 1] with its channel_axis."""
+    axis = -1 if x.shape[1] > 1 else None
+    images = x.double().add(1).div(2).movedim(1, -1).numpy()
+    done = [restore(image if axis else image[..., 0], channel_axis=axis, **settings) for image in images]
+    return torch.from_numpy(np.stack(done)).view(images.shape).movedim(-1, 1).mul(2).sub(1).clamp(-1, 1).to(x.dtype)
+
+
+def denoised(x: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    """Noisy `x` by the median of a cross or square of pixels, and by the bilateral filter (Tomasi & Manduchi 1998)."""
+    footprints = (ndimage.generate_binary_structure(2, 1), np.ones((3, 3)), np.ones((5, 5)))
+    medians = (torch.from_numpy(ndimage.median_filter(x.numpy(), footprint=area[None, None])) for area in footprints)
+    settings = [(colour, space) for colour in (0.05, 0.1, 0.25, 0.5) for space in (1, 2, 3)]
+    bilateral = (
+        each(restoration.denoise_bilateral, x, sigma_color=colour, sigma_spatial=space) for colour, space in settings
+    )
+    return {"median": best(medians, clean), "bilateral": best(bilateral, clean)}
+
+
+def inpainted(x: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+    """`x` with the pixels `hidden` (C, H, W) filled in by biharmonic equations; what `x` has there plays no part."""
+    return {"biharmonic": each(restoration.inpaint_biharmonic, x, mask=hidden[0].numpy()).where(hidden, x)}
+
+
+def sharpened(x: Tensor, clean: Tensor, blur: float) -> dict[str, Tensor]:
+    """Blurred `x` by the unsharp mask, and by Richardson & Lucy's deconvolution, which is told the blur."""
+    point = torch.zeros(1, 1, *(2 * round(4 * blur) + 1,) * 2)
+    point[..., round(4 * blur), round(4 * blur)] = 1
+    kernel = blurred(point, blur)[0, 0].double().numpy()
+
+    def deconvolved(image: NDArray[Any], channel_axis: int | None, num_iter: int) -> NDArray[Any]:
+        return restoration.richardson_lucy(image, kernel if channel_axis is None else kernel[..., None], num_iter)
+
+    settings = [(radius, amount) for radius in (0.5 * blur, blur, 1.5 * blur) for amount in (0.5, 1, 2, 3, 5)]
+    unsharp = (each(filters.unsharp_mask, x, radius=radius, amount=amount) for radius, amount in settings)
+    lucy = (each(deconvolved, x, num_iter=count) for count in (10, 30, 100, 300))
+    return {"unsharp mask": best(unsharp, clean), "Richardson–Lucy": best(lucy, clean)}
