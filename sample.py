@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ebm import check, checkpoint, composition, figures, metrics, restoration
 from ebm.cli import one_line_errors, output_folder, pick_device
 from ebm.data import Dataset, checked_images, read_image, scaled
+from ebm.energies import labels_in_turn
 from ebm.sampler import SGLD, Given, chain_generators, trace_in_batches, uniform_noise
 
 # Without steps=: what restored 128 held-out training digits best with the weights that ship; denoise has its own.
@@ -107,21 +108,48 @@ def source_images(cfg: DictConfig, state: dict[str, Any], generator: torch.Gener
     return scaled(test[torch.randperm(len(test), generator=generator)[: cfg.num_samples]])
 
 
+def labels_of(cfg: DictConfig, energy: nn.Module, count: int) -> Tensor | None:
+    """The labels of `count` chains: `label=` one class, all in turn, or none, where any will do."""
+    if cfg.label in ("all", "any"):
+        return labels_in_turn(energy, count) if cfg.label == "all" else None
+    classes = getattr(energy, "classes", None)
+    if classes is None:
+        raise ValueError(f"label={cfg.label} needs an energy with classes, which checkpoint={cfg.checkpoint} is not")
+    return torch.full((count,), check.number("label", cfg.label, 0, classes - 1, integer=True))
+
+
 def run(
-    cfg: DictConfig, sampler: SGLD, energy: nn.Module, x: Tensor, steps: int, given: Given | None = None
+    cfg: DictConfig,
+    sampler: SGLD,
+    energy: nn.Module,
+    x: Tensor,
+    steps: int,
+    given: Given | None = None,
+    labels: Tensor | None = None,
 ) -> tuple[Tensor, list[int]]:
     """Snapshots (T, B, *shape) of chains that start at `x`, and their steps."""
     every = max(1, steps // cfg.frames)
     generators = chain_generators(cfg.seed, len(x), pick_device(cfg.device))
-    trace = trace_in_batches(sampler, energy, x, generators, cfg.batch_size, every, steps, given)
+    trace = trace_in_batches(sampler, energy, x, generators, cfg.batch_size, every, steps, labels, given)
     return trace, [min(i * every, steps) for i in range(len(trace))]
 
 
-def write(cfg: DictConfig, samples: Tensor, trace: Tensor, times: list[int], columns: int | None = None) -> Path:
+def write(
+    cfg: DictConfig,
+    samples: Tensor,
+    trace: Tensor,
+    times: list[int],
+    columns: int | None = None,
+    labels: Tensor | None = None,
+) -> Path:
     """samples.npz of `samples` (N, *shape), pictures of them and of snapshots (T, B, *shape); returns their folder."""
     out = output_folder(cfg.out, cfg.checkpoint, "sampling")
-    np.savez_compressed(out / "samples.npz", samples=samples.numpy())
+    arrays = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
+    np.savez_compressed(out / "samples.npz", **arrays)  # type: ignore[arg-type]
     print(f"samples      {out / 'samples.npz'}  {tuple(samples.shape)} in [-1, 1]")
+    if labels is not None and len(labels) > len(rows := labels.unique()):  # a row a class, as many of each
+        columns = int(labels.bincount()[rows].amin())
+        samples = torch.cat([samples[labels == label][:columns] for label in rows])
     if samples.dim() == 4:
         columns = columns or max(1, min(round(len(samples[:400]) ** 0.5), 20))
         figures.grid(out / "grid.png", samples[:400], columns)
@@ -135,19 +163,26 @@ def write(cfg: DictConfig, samples: Tensor, trace: Tensor, times: list[int], col
 def draw(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Module, steps: int) -> None:
     """Samples from noise, from the checkpoint's chains or from images."""
     shape, count = checkpoint.input_shape(state), cfg.num_samples
+    labels = labels_of(cfg, energy, count)
     if cfg.init == "buffer":
         if "buffer" not in state:
             raise ValueError(f"checkpoint={cfg.checkpoint} holds no replay buffer: init=noise starts without one")
         chains = state["buffer"]["chains"]
-        if count > len(chains):
-            raise ValueError(f"num_samples must be at most the {len(chains)} chains of the buffer, got {count}")
-        x = chains[torch.randperm(len(chains), generator=torch.Generator().manual_seed(cfg.seed))[:count]]
+        chosen = torch.randperm(len(chains), generator=torch.Generator().manual_seed(cfg.seed))
+        if labels is not None:
+            held = state["buffer"]["labels"]
+            chosen = chosen if cfg.label == "all" else chosen[held[chosen] == cfg.label]
+            labels = held[chosen[:count]]
+        if count > len(chosen):
+            raise ValueError(f"num_samples must be at most the {len(chosen)} chains of the buffer, got {count}")
+        x = chains[chosen[:count]]
     elif cfg.init == "images":
         x = given_images(cfg.images, shape)
+        labels = labels_of(cfg, energy, len(x))
     else:
         x = uniform_noise((count, *shape), chain_generators(cfg.seed + 1, count))
-    trace, times = run(cfg, sampler, energy, x, steps)
-    write(cfg, trace[-1], trace, times)
+    trace, times = run(cfg, sampler, energy, x, steps, labels=labels)
+    write(cfg, trace[-1], trace, times, labels=labels)
 
 
 def restore(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Module, levels: list[float]) -> None:
@@ -232,6 +267,8 @@ def sample(cfg: DictConfig) -> None:
     check.choice("init", cfg.init, ("noise", "buffer", "images", "denoise", "inpaint", "sharpen", "interpolate"))
     if (cfg.init == "images" and cfg.images is None) or (cfg.init in ("noise", "buffer") and cfg.images is not None):
         raise ValueError(f"init=images and images=FILE go together, got init={cfg.init} images={cfg.images}")
+    if cfg.label not in ("all", "any") and cfg.init not in ("noise", "buffer", "images"):
+        raise ValueError(f"label={cfg.label} is for init=noise, buffer or images; init={cfg.init} takes E(x)")
     state = checkpoint.load(cfg.checkpoint)
     sampler = sampler_of(cfg, state)
     energy = composed_energy(cfg, state).to(pick_device(cfg.device))

@@ -8,6 +8,7 @@ import torch
 from conftest import assert_one_line_error, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import kstest
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
@@ -17,7 +18,7 @@ from ebm.buffer import ReplayBuffer
 from ebm.data import mnist5k, scaled
 from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy, labels_in_turn
 from ebm.losses import ContrastiveDivergence
-from ebm.sampler import SGLD, chain_generators, trace_in_batches
+from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
 
 JOINT = ["energy.classes=10", "energy.hidden=4", "sampler.steps=2", "buffer.capacity=40", "train.batch_size=20",
          "train.max_steps=7", "train.sample_steps=4", "device=cpu", "wandb.mode=disabled"]  # fmt: skip
@@ -161,6 +162,42 @@ def test_joint_training_keeps_labels_and_is_evaluated(tmp_path):
     predicted = energy.outputs(scaled(digits.test)).argmax(dim=1)
     assert found["classification/accuracy"] == (predicted == digits.test_labels).double().mean()
     assert (folder / "evaluation/classification/reliability.png").is_file()
+
+    # samples of one class are those of E(x, 7), and of all classes a row each
+    samples = {}
+    for label in ("7", "all", "any"):
+        out = tmp_path / label
+        done = run(
+            "sample.py",
+            f"checkpoint={folder}",
+            f"label={label}",
+            "num_samples=32",
+            "steps=3",
+            f"out={out}",
+            "device=cpu",
+        )
+        assert done.returncode == 0, done.stderr
+        samples[label] = np.load(out / "samples.npz")
+    sampler = SGLD(**{k: v for k, v in checkpoint.load(folder)["config"]["sampler"].items() if k != "_target_"})
+    start, sevens = uniform_noise((32, 1, 28, 28), chain_generators(1, 32)), torch.full((32,), 7)
+    x = trace_in_batches(sampler, energy, start, chain_generators(0, 32), every=3, steps=3, labels=sevens)[-1]
+    assert np.array_equal(samples["7"]["samples"], x.numpy()) and (samples["7"]["labels"] == 7).all()
+    assert (samples["all"]["labels"] == np.arange(32) % 10).all() and "labels" not in samples["any"]
+    with Image.open(tmp_path / "all/grid.png") as grid:  # 32 chains: three of each class
+        assert grid.width / grid.height == pytest.approx(3 / 10, rel=0.05)
+    done = run("sample.py", f"checkpoint={folder}", "label=3", "init=buffer", "num_samples=2", f"out={tmp_path / 'b'}")
+    assert done.returncode == 0 and (np.load(tmp_path / "b/samples.npz")["labels"] == 3).all(), done.stderr
+
+    for overrides, words in [
+        ([f"checkpoint={folder}", "label=10"], "label must be"),
+        ([f"checkpoint={folder}", "label=-1"], "label must be"),
+        ([f"checkpoint={folder}", "label=seven"], "label must be"),
+        (["checkpoint=mnist", "label=7"], "label=7 needs an energy with classes"),
+        ([f"checkpoint={folder}", "label=7", "init=inpaint"], "label=7 is for init=noise, buffer or images"),
+        ([f"checkpoint={folder}", "label=7", "init=buffer", "num_samples=41"], "num_samples must be at most"),
+    ]:
+        assert_one_line_error(run("sample.py", *overrides, f"out={tmp_path / 'never'}"), words)
+        assert not (tmp_path / "never").exists()
 
 
 def test_labels_out_of_range_leave_nothing(tmp_path):

@@ -151,7 +151,7 @@ def test_given_pixels_in_batches():
     energy, start = ConvEnergy(hidden=4), uniform_noise((37, 1, 28, 28), generator())
     values, mask = uniform_noise(start.shape, generator(1)), torch.rand(start.shape, generator=generator(2)) < 0.5
     traces = [
-        trace_in_batches(SGLD(), energy, start, chain_generators(0, 37), size, 2, 4, (mask, values))
+        trace_in_batches(SGLD(), energy, start, chain_generators(0, 37), size, 2, 4, given=(mask, values))
         for size in (16, 128)
     ]
     assert torch.equal(*traces) and torch.equal(traces[0][-1][mask], values[mask])
