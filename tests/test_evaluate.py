@@ -112,7 +112,7 @@ def test_names(whole: dict[str, Any], runs: list[Path]) -> None:
     assert "KMNIST is not in" in whole["skipped"]["ood/kmnist"]
     assert set(whole["skipped"]) == {
         f"ood/{n}" for n in ("mnist", "fashion_mnist", "kmnist", "omniglot", "svhn", "cifar10")
-    } | {"samples/inception"}
+    } | {"samples/inception", "classification"}
     assert all(np.isfinite(v) for v in whole.values() if isinstance(v, float))
 
 

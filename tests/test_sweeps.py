@@ -125,7 +125,7 @@ def test_started_again_a_sweep_does_what_is_left(swept, tmp_path, images):  # no
     assert [checkpoint.load(tmp_path / f"{i}")["config"]["seed"] for i in range(2)] == [1, 2]
 
 
-def test_objectives(tmp_path, images, monkeypatch, capsys):  # noqa: F811
+def test_objectives(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(features, "cached_classifier", lambda data, **_: (features.Classifier(data.shape, 2), {}))
     for i in range(200):
         (tmp_path / f"classes/{i % 2}").mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def test_objectives(tmp_path, images, monkeypatch, capsys):  # noqa: F811
         assert value == tracking.last_values(tmp_path / name.replace("/", "_"))[name] > 0
     for name, message in (("cd", "must be frechet or"), ("val/c", "was never logged"), ("frechet", "labels")):
         with pytest.raises(SystemExit):
-            go(tmp_path / "run", *SMALL, images, "train.max_steps=1", f"objective={name}")
+            go(tmp_path / "run", *SMALL, f"data.root={tmp_path}/classes/0", "train.max_steps=1", f"objective={name}")
         assert message in capsys.readouterr().err
 
 
