@@ -26,6 +26,11 @@ SOURCE = Path(__file__).with_name("sgld.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 INT, DOUBLE, POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
+Pair = tuple[int, int]
+Box = tuple[float, float] | None
+# (x, noise of each step, step sizes, labels): x goes on in place
+Steps = Callable[[Tensor, Tensor, Sequence[float], Tensor | None], None]
+
 
 class NotCompilable(Exception):
     """Says why an energy, or this machine, has no compiled steps."""
@@ -146,36 +151,26 @@ def parts_of(energy: Any) -> list[Part]:
 
 @functools.cache
 def taps(
-    size: tuple[int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> tuple[tuple[int, int], list[Tensor], list[Tensor]]:
+    size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
+) -> tuple[Pair, list[Tensor], list[Tensor]]:
     """Output size of a convolution, and its taps (start, tap, source) forward and backward, as in sgld.cpp."""
-    height, width = size
     geometry = zip(size, kernel, stride, padding, dilation, strict=True)
     rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry)
-    pairs = []
-    for pixel in range(rows * columns):
-        for tap in range(kernel[0] * kernel[1]):
-            y = pixel // columns * stride[0] - padding[0] + tap // kernel[1] * dilation[0]
-            x = pixel % columns * stride[1] - padding[1] + tap % kernel[1] * dilation[1]
-            if 0 <= y < height and 0 <= x < width:
-                pairs.append((pixel, tap, y * width + x))
+    numbers = torch.arange(1.0, math.prod(size) + 1, dtype=torch.float64).view(1, 1, *size)  # 0 is the padding
+    sources = nn.functional.unfold(numbers, kernel, dilation, padding, stride)[0].long() - 1  # (taps, pixels)
+    tap, pixel = (sources >= 0).nonzero(as_tuple=True)
 
-    def table(triples: list[tuple[int, int, int]], pixels: int) -> list[Tensor]:
-        pixel, tap, source = torch.tensor(sorted(triples), dtype=torch.int32).reshape(-1, 3).T.contiguous()
-        start = torch.searchsorted(pixel, torch.arange(pixels + 1, dtype=torch.int32), out_int32=True)
-        return [start, tap, source]
+    def table(pixel: Tensor, source: Tensor, pixels: int) -> list[Tensor]:
+        order = pixel.argsort(stable=True)  # the taps of a pixel stay in turn
+        ordered = pixel[order].int()
+        start = torch.searchsorted(ordered, torch.arange(pixels + 1, dtype=torch.int32), out_int32=True)
+        return [start, tap[order].int(), source[order].int()]
 
-    backward = [(source, tap, pixel) for pixel, tap, source in pairs]
-    return (rows, columns), table(pairs, rows * columns), table(backward, height * width)
+    source = sources[tap, pixel]
+    return (rows, columns), table(pixel, source, rows * columns), table(source, pixel, math.prod(size))
 
 
-def compiled_steps(
-    energy: Any, x: Tensor, grad_clamp: float | None, bounds: tuple[float, float] | None
-) -> Callable[[Tensor, Tensor, Sequence[float], Tensor | None], None]:
+def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box) -> Steps:
     """f(x, noise, step_sizes, labels) that takes chains `x` (B, *shape), contiguous, in place through the SGLD steps
     with that noise (steps, B, *shape) and those step sizes, as `energy` is now, down E(x, y) where there are labels y
     (B,), and else down E(x). It holds no lock: threads run at once.

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor, nn
 
 from ebm.data import scaled
-from ebm.sampler import GROUP, frozen
+from ebm.sampler import GROUP, frozen, padded
 
 Array = NDArray[np.float64]
 Interval = list[float]  # [low, high]
@@ -31,9 +31,7 @@ def in_batches(function: Energy, x: Tensor, batch_size: int = 256, device: str |
     """
     parts = []
     for part in x.split(max(batch_size // GROUP, 1) * GROUP):
-        count, missing = len(part), -len(part) % GROUP
-        part = torch.cat([part, part[:1].expand(missing, *part.shape[1:])])
-        parts.append(function(scaled(part.to(device)))[:count].cpu())
+        parts.append(function(scaled(padded(part).to(device)))[: len(part)].cpu())
     return torch.cat(parts)
 
 
