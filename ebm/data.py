@@ -150,14 +150,9 @@ class Batches:
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        batch_size: int,
-        generator: torch.Generator,
-        rank: int = 0,
-        ranks: int = 1,
-        labels: Tensor | None = None,
-    ) -> None:
+        self, x: Tensor, batch_size: int, generator: torch.Generator,
+        rank: int = 0, ranks: int = 1, labels: Tensor | None = None,
+    ) -> None:  # fmt: skip
         check.number("train.batch_size", batch_size, 1, integer=True)
         if batch_size > len(x):
             raise ValueError(f"train.batch_size must be at most the {len(x)} training images, got {batch_size}")

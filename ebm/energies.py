@@ -11,7 +11,8 @@ from ebm import check
 
 
 class Network(nn.Module):
-    """What the energies below share: `outputs` f: x (B, *shape) → (B, 1), the energy, or with `classes` (B, classes).
+    """What the energies below share: `outputs` f: x (B, *shape) → (B, 1), the energy, or with `classes` (B, classes),
+    which is the chain of `layers` where a class has no other.
 
     With classes, E(x, y) = −f(x)[y], E(x) = −log Σ_y exp f(x)[y] and p(y | x) = softmax f(x): a classifier is an energy
     of images and labels (Grathwohl et al. 2020, "JEM", section 3).
@@ -19,6 +20,7 @@ class Network(nn.Module):
 
     shape: tuple[int, ...]
     classes: int | None
+    layers: nn.Sequential
 
     def _set(self, shape: tuple[int, ...], classes: int | None) -> int:
         """The number of outputs."""
@@ -26,8 +28,12 @@ class Network(nn.Module):
         self.classes = None if classes is None else check.number("energy.classes", classes, 2, integer=True)
         return self.classes or 1
 
+    def chain(self) -> nn.Module | None:
+        """f as a chain of layers where it is one: what the sampler can compile."""
+        return self.layers
+
     def outputs(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        return self.layers(x)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """E(x) (B,), or E(x, y) for the `labels` y in [0, classes): (B,), or (B, L) for L labels of each image."""
@@ -68,13 +74,6 @@ class ConvEnergy(Network):
             height, width = ((n + 2 * padding - kernel) // 2 + 1 for n in (height, width))
         layers += [nn.Flatten(), nn.Linear(2 * h * height * width, 2 * h), nn.SiLU(), nn.Linear(2 * h, outputs)]
         self.layers = nn.Sequential(*layers)
-
-    def chain(self) -> nn.Sequential:
-        """f as a chain of layers: what the sampler can compile."""
-        return self.layers
-
-    def outputs(self, x: Tensor) -> Tensor:
-        return self.layers(x)
 
 
 class Residual(nn.Module):
@@ -142,20 +141,14 @@ class ResNetEnergy(Network):
         most = int(math.log2(min(self.shape[1:])))  # the last level keeps a pixel
         check.number("energy.levels", levels, 1, most, integer=True)
         check.number("energy.scales", scales, 1, most, integer=True)
-        networks = [
-            self._network(
-                width, min(levels, most - scale), blocks, attention, [n >> scale for n in self.shape[1:]], outputs
-            )
-            for scale in range(scales)
-        ]
-        self.networks = nn.ModuleList(networks)
+        self.networks = nn.ModuleList(
+            self._net(width, min(levels, most - scale), blocks, attention, scale, outputs) for scale in range(scales)
+        )
         if spectral_norm:
             for module in [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
                 nn.utils.parametrizations.spectral_norm(module)
 
-    def _network(
-        self, width: int, levels: int, blocks: int, attention: bool, size: Sequence[int], outputs: int
-    ) -> nn.Sequential:
+    def _net(self, width: int, levels: int, blocks: int, attention: bool, scale: int, outputs: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         before = self.shape[0]
         for level in range(levels):
@@ -167,12 +160,11 @@ class ResNetEnergy(Network):
             if attention and level == min(1, levels - 1):
                 layers.append(Attention(after))
             before = after
-        pixels = math.prod(n >> levels for n in size)
+        pixels = math.prod(n >> scale + levels for n in self.shape[1:])
         layers += [nn.Flatten(), nn.Linear(before * pixels, before), nn.SiLU(), nn.Linear(before, outputs)]
         return nn.Sequential(*layers)
 
     def chain(self) -> nn.Module | None:
-        """f as a chain of layers where there is one scale: what the sampler can compile."""
         return self.networks[0] if len(self.networks) == 1 else None
 
     def outputs(self, x: Tensor) -> Tensor:
@@ -198,10 +190,3 @@ class MLPEnergy(Network):
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(hidden, outputs))
-
-    def chain(self) -> nn.Sequential:
-        """f as a chain of layers: what the sampler can compile."""
-        return self.layers
-
-    def outputs(self, x: Tensor) -> Tensor:
-        return self.layers(x)
