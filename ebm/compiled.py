@@ -150,9 +150,7 @@ def parts_of(energy: Any) -> list[Part]:
 
 
 @functools.cache
-def taps(
-    size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> tuple[Pair, list[Tensor], list[Tensor]]:
+def taps(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> tuple[Pair, list[list[Tensor]]]:
     """Output size of a convolution, and its taps (start, tap, source) forward and backward, as in sgld.cpp."""
     geometry = zip(size, kernel, stride, padding, dilation, strict=True)
     rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry)
@@ -167,7 +165,7 @@ def taps(
         return [start, tap[order].int(), source[order].int()]
 
     source = sources[tap, pixel]
-    return (rows, columns), table(pixel, source, rows * columns), table(source, pixel, math.prod(size))
+    return (rows, columns), [table(pixel, source, rows * columns), table(source, pixel, math.prod(size))]
 
 
 def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box) -> Steps:
@@ -207,7 +205,7 @@ def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box
             geometry = (tuple(weight.shape[2:]), (q, q), module.padding, (1, 1))
         if not fits:
             raise NotCompilable(f"it does not take images of {tuple(x.shape[1:])}")
-        size, forward, backward = taps(size, *geometry)
+        size, tables = taps(size, *geometry)
         weight, channels = weight.flatten(2), len(weight)
         bias = torch.zeros(channels, dtype=x.dtype) if module.bias is None else module.bias.detach()
         layer.pixels, layer.channels, layer.silu = math.prod(size), channels, part.silu
@@ -217,7 +215,7 @@ def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box
             source.fan = i
             if (source.pixels, source.channels) != (layer.pixels, layer.channels):
                 raise NotCompilable("a short cut adds what has another shape")
-        layer.forward, layer.backward = (Taps(*map(pointer, table)) for table in (forward, backward))
+        layer.forward, layer.backward = (Taps(*map(pointer, table)) for table in tables)
         layer.weight, layer.transposed = pointer(weight.permute(2, 1, 0)), pointer(weight.permute(2, 0, 1))
         layer.bias = pointer(bias)
         numbers += 2 * layer.pixels * channels

@@ -18,15 +18,12 @@ class Network(nn.Module):
     of images and labels (Grathwohl et al. 2020, "JEM", section 3).
     """
 
-    shape: tuple[int, ...]
-    classes: int | None
     layers: nn.Sequential
 
-    def _set(self, shape: tuple[int, ...], classes: int | None) -> int:
-        """The number of outputs."""
+    def __init__(self, shape: tuple[int, ...], classes: int | None) -> None:
+        super().__init__()
         self.shape = shape
-        self.classes = None if classes is None else check.number("energy.classes", classes, 2, integer=True)
-        return self.classes or 1
+        self.classes: int | None = check.optional("energy.classes", classes, 2, integer=True)
 
     def chain(self) -> nn.Module | None:
         """f as a chain of layers where it is one: what the sampler can compile."""
@@ -62,8 +59,7 @@ class ConvEnergy(Network):
     """
 
     def __init__(self, shape: Sequence[int] = (1, 28, 28), hidden: int = 32, classes: int | None = None) -> None:
-        super().__init__()
-        outputs = self._set(check.image_shape("energy.shape", shape), classes)
+        super().__init__(check.image_shape("energy.shape", shape), classes)
         h = check.number("energy.hidden", hidden, 2, integer=True)
         channels, height, width = self.shape
         sizes = [channels, h // 2, h, 2 * h, 2 * h]
@@ -72,8 +68,8 @@ class ConvEnergy(Network):
             kernel, padding = (5, 4) if i == 0 else (3, 1)  # 4 more pixels: 28 → 16, a power of two
             layers += [nn.Conv2d(before, after, kernel, stride=2, padding=padding), nn.SiLU()]
             height, width = ((n + 2 * padding - kernel) // 2 + 1 for n in (height, width))
-        layers += [nn.Flatten(), nn.Linear(2 * h * height * width, 2 * h), nn.SiLU(), nn.Linear(2 * h, outputs)]
-        self.layers = nn.Sequential(*layers)
+        layers += [nn.Flatten(), nn.Linear(2 * h * height * width, 2 * h), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(2 * h, self.classes or 1))
 
 
 class Residual(nn.Module):
@@ -134,21 +130,20 @@ class ResNetEnergy(Network):
         scales: int = 1,
         classes: int | None = None,
     ) -> None:
-        super().__init__()
-        outputs = self._set(check.image_shape("energy.shape", shape), classes)
+        super().__init__(check.image_shape("energy.shape", shape), classes)
         check.number("energy.width", width, 1, integer=True)
         check.number("energy.blocks", blocks, 0, integer=True)
         most = int(math.log2(min(self.shape[1:])))  # the last level keeps a pixel
         check.number("energy.levels", levels, 1, most, integer=True)
         check.number("energy.scales", scales, 1, most, integer=True)
         self.networks = nn.ModuleList(
-            self._net(width, min(levels, most - scale), blocks, attention, scale, outputs) for scale in range(scales)
+            self._network(width, min(levels, most - scale), blocks, attention, scale) for scale in range(scales)
         )
         if spectral_norm:
             for module in [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
                 nn.utils.parametrizations.spectral_norm(module)
 
-    def _net(self, width: int, levels: int, blocks: int, attention: bool, scale: int, outputs: int) -> nn.Sequential:
+    def _network(self, width: int, levels: int, blocks: int, attention: bool, scale: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         before = self.shape[0]
         for level in range(levels):
@@ -161,8 +156,8 @@ class ResNetEnergy(Network):
                 layers.append(Attention(after))
             before = after
         pixels = math.prod(n >> scale + levels for n in self.shape[1:])
-        layers += [nn.Flatten(), nn.Linear(before * pixels, before), nn.SiLU(), nn.Linear(before, outputs)]
-        return nn.Sequential(*layers)
+        layers += [nn.Flatten(), nn.Linear(before * pixels, before), nn.SiLU()]
+        return nn.Sequential(*layers, nn.Linear(before, self.classes or 1))
 
     def chain(self) -> nn.Module | None:
         return self.networks[0] if len(self.networks) == 1 else None
@@ -181,12 +176,11 @@ class MLPEnergy(Network):
     def __init__(
         self, shape: Sequence[int] = (2,), hidden: int = 128, depth: int = 3, classes: int | None = None
     ) -> None:
-        super().__init__()
-        outputs = self._set(tuple(check.number("energy.shape", size, 1, integer=True) for size in shape), classes)
+        super().__init__(tuple(check.number("energy.shape", size, 1, integer=True) for size in shape), classes)
         check.number("energy.hidden", hidden, 1, integer=True)
         check.number("energy.depth", depth, 1, integer=True)
         sizes = [math.prod(self.shape)] + [hidden] * depth
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(hidden, outputs))
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, self.classes or 1))
