@@ -180,14 +180,6 @@ def classification(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, 
 # --- samples --------------------------------------------------------------------------------------------------------
 
 
-class _AsTheyAre(nn.Identity):
-    """Tells torchmetrics that what it gets are features already."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-
 def frechet(real: Tensor, fake: Tensor) -> float:
     """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of features (N, D) and (M, D): the squared Fréchet distance of the
     Gaussians with their moments (Heusel et al. 2017). "FID" is its name with Inception's features alone.
@@ -198,7 +190,9 @@ def frechet(real: Tensor, fake: Tensor) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance  # takes a second to import
 
     _check_features(real, fake)
-    metric = FrechetInceptionDistance(feature=_AsTheyAre(real.shape[1]))
+    as_they_are = nn.Identity()
+    as_they_are.num_features = real.shape[1]  # type: ignore[assignment]
+    metric = FrechetInceptionDistance(feature=as_they_are)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     return max(float(metric.compute()), 0.0)
