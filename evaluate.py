@@ -342,10 +342,8 @@ def plane(ev: Evaluation) -> None:
         ev.put("nll/truth", -float(data.log_prob(data.test).double().mean()))
         panels["density of the data"] = log_p.exp()
     panels = {title: values.view(cfg.cells, -1) for title, values in panels.items()}
-    panels |= {
-        f"samples, {cfg.steps} steps": ev.sampled(ev.noise(4096), labels_in_turn(ev.energies[0], 4096), cfg.steps),
-        "data": data.test[:4096],
-    }
+    drawn = ev.sampled(ev.noise(4096), labels_in_turn(ev.energies[0], 4096), cfg.steps)
+    panels |= {f"samples, {cfg.steps} steps": drawn, "data": data.test[:4096]}
     ev.draw("densities.png", f"{data.name}: energy surface, densities, samples and data.", figures.points, panels)
     keys = ("log_z", "nll", "nll/truth", "kl")
     rows = {key: [key] for key in keys if key in ev.numbers}
@@ -397,10 +395,8 @@ def classification(ev: Evaluation) -> None:
     caption = "Share of right labels by confidence, max p(y | x); a calibrated classifier lies on the diagonal."
     ev.draw("reliability.png", caption, figures.reliability, found["confidence"], found["accuracy"])
     columns = {name: f"classification/{name}" for name in ("accuracy", "confidence", "nll", "calibration_error")}
-    notes = [
-        "p(y | x) = softmax(−E(x, y)); calibration error: mean of |accuracy − confidence| over 15 bins of confidence"
-    ]
-    ev.section("Classification", ["set"], columns, {"": [f"{data.name} test"]}, notes)
+    note = "p(y | x) = softmax(−E(x, y)); calibration error: mean of |accuracy − confidence| over 15 bins of confidence"
+    ev.section("Classification", ["set"], columns, {"": [f"{data.name} test"]}, [note])
 
 
 PARTS = {"ood": ood, "samples": samples, "classification": classification, "chains": chains, "densities": density}

@@ -97,16 +97,10 @@ class SGLD:
         return step_size, self.noise_std + t * (self.final_noise_std - self.noise_std)
 
     def __call__(
-        self,
-        energy: Energy,
-        x: Tensor,
-        generator: Generators,
-        steps: int | None = None,
-        callback: Callable[[int, Tensor], Any] | None = None,
-        every: int = 1,
-        labels: Tensor | None = None,
-        given: Given | None = None,
-    ) -> Tensor:
+        self, energy: Energy, x: Tensor, generator: Generators, steps: int | None = None,
+        callback: Callable[[int, Tensor], Any] | None = None, every: int = 1,
+        labels: Tensor | None = None, given: Given | None = None,
+    ) -> Tensor:  # fmt: skip
         """Chains `x` (B, *shape) after `steps` steps (default: the sampler's); `x` itself is left alone.
 
         generator  one: step k's noise is `torch.randn(x.shape, generator=generator)`; or one a chain:
