@@ -456,12 +456,11 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
         if checkpoint.input_shape(state) != checkpoint.input_shape(states[0]):
             raise ValueError(f"checkpoint: {path} takes other images than {paths[0]}, they make no ensemble")
     dataset = dataset_of(cfg, states[0])
-    sampler = sampler_of(cfg, states[0])
     sub = "" if number is None or (cfg.out is None and Path(paths[0]).is_dir()) else f"/{number}"
     if cfg.out is not None and Path(cfg.out).is_file():
         raise ValueError(f"out must be a directory, got the file {cfg.out}")
     with tempfile.TemporaryDirectory(prefix="evaluation-") as aside:
-        ev = Evaluation(cfg, states[0], energies, dataset, sampler, device, Path(aside))
+        ev = Evaluation(cfg, states[0], energies, dataset, sampler_of(cfg, states[0]), device, Path(aside))
         for part in cfg.evaluation.parts:
             PARTS[part](ev)
         numbers = ev.numbers | {"checkpoint": str(paths[0]), "skipped": ev.skipped, "protocol": protocol(ev)}

@@ -78,10 +78,9 @@ def composed_energy(cfg: DictConfig, state: dict[str, Any]) -> nn.Module:
     energies = [checkpoint.build_energy(state, cfg.checkpoint)]
     for path in cfg.compose if OmegaConf.is_list(cfg.compose) else [cfg.compose] * (cfg.compose is not None):
         other = checkpoint.load(str(path))
-        for what, one, two in (
-            ("images", checkpoint.input_shape(state), checkpoint.input_shape(other)),
-            ("data", data_name(state), data_name(other) if cfg.data._target_ is None else data_name(state)),
-        ):
+        shapes = (checkpoint.input_shape(state), checkpoint.input_shape(other))
+        names = (data_name(state), data_name(other) if cfg.data._target_ is None else data_name(state))
+        for what, (one, two) in (("images", shapes), ("data", names)):
             if one != two:
                 raise ValueError(
                     f"energies of other {what} do not compose: checkpoint={cfg.checkpoint} was trained on {one}, "

@@ -292,7 +292,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
                 numbers["train/images_per_s"] = rate * cfg.train.batch_size
                 numbers["train/sgld_steps_per_s"] = rate * sampler.steps
                 trouble = guard.check(step, numbers)
-                if trouble is None or guard.finite(numbers):  # else the guard has named it
+                if trouble is None or not trouble.startswith("not_finite"):
                     for kind in ("train/", "chain/"):
                         of_kind = {name: value for name, value in numbers.items() if name.startswith(kind)}
                         tracker.log(step, epoch, of_kind)
@@ -378,14 +378,12 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
         if done:
             tracker.end(cfg.objective)
 
-    if not done:
-        if ranks.first:
-            name = signal.Signals(int(stop)).name
-            print(f"{name}: saved at step {loop.step}; go on with  python train.py resume={run_dir}")
-        return int(stop)
-    if ranks.first:
+    if ranks.first and done:
         print_whereabouts(run_dir, pictures, tracker)
-    return 0
+    elif ranks.first:
+        name = signal.Signals(int(stop)).name
+        print(f"{name}: saved at step {loop.step}; go on with  python train.py resume={run_dir}")
+    return 0 if done else int(stop)
 
 
 def print_whereabouts(run_dir: Path, pictures: dict[str, Path], tracker: Tracker) -> None:

@@ -192,19 +192,16 @@ def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box
     numbers = math.prod(shape)  # of the workspace, a chain
     for i, (layer, part) in enumerate(zip(work, parts, strict=True)):
         module, weight = part.module, part.module.weight.detach()
+        if weight.shape[1] != (channels if isinstance(module, nn.Conv2d) else channels * math.prod(size)):
+            raise NotCompilable(f"it does not take images of {tuple(x.shape[1:])}")
         if isinstance(module, nn.Conv2d):
-            fits = module.in_channels == channels
             geometry: Any = (module.kernel_size, module.stride, module.padding, module.dilation)
         else:
-            fits = module.in_features == channels * math.prod(size)
-            weight = weight.reshape(-1, channels, *size) if fits else weight
-            geometry = (size, (1, 1), (0, 0), (1, 1))
+            weight, geometry = weight.reshape(-1, channels, *size), (size, (1, 1), (0, 0), (1, 1))
         if part.pool > 1:  # one convolution again, of larger strides: its kernel is the mean of the shifted ones
             q = part.pool
             weight = nn.functional.avg_pool2d(nn.functional.pad(weight, [q - 1] * 4), q, stride=1)
             geometry = (tuple(weight.shape[2:]), (q, q), module.padding, (1, 1))
-        if not fits:
-            raise NotCompilable(f"it does not take images of {tuple(x.shape[1:])}")
         size, tables = taps(size, *geometry)
         weight, channels = weight.flatten(2), len(weight)
         bias = torch.zeros(channels, dtype=x.dtype) if module.bias is None else module.bias.detach()

@@ -77,10 +77,6 @@ class Guard:
         """The factor of the learning rate after the rollbacks so far."""
         return self.lr_factor ** len(self.rollbacks)
 
-    @staticmethod
-    def finite(numbers: Mapping[str, float]) -> bool:
-        return all(math.isfinite(value) for value in numbers.values())
-
     def check(self, step: int, numbers: Mapping[str, float]) -> str | None:
         """The test that fires on the numbers logged at `step`, and why, in a line; None while all is well."""
         if self.action == "off":

@@ -4,8 +4,6 @@ Intervals are 95 % bootstrap intervals [low, high] from a NumPy generator. Of a 
 finite number of samples (the Fréchet distance) they are centred on the value: the bias stays, as in the value.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,11 +11,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor, nn
 
 from ebm.data import scaled
-from ebm.sampler import GROUP, frozen, padded
+from ebm.sampler import GROUP, Energy, frozen, padded
 
 Array = NDArray[np.float64]
 Interval = list[float]  # [low, high]
-Energy = Callable[[Tensor], Tensor]
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------

@@ -267,9 +267,7 @@ def say_once(line: str) -> None:
 @contextmanager
 def frozen(energy: Any) -> Iterator[None]:
     """`energy` in eval mode with parameters that need no gradient; each as it was found afterwards."""
-    if not isinstance(energy, nn.Module):
-        yield
-        return
+    energy = energy if isinstance(energy, nn.Module) else nn.Module()  # a function has neither
     modes = [(module, module.training) for module in energy.modules()]
     needs = [(parameter, parameter.requires_grad) for parameter in energy.parameters()]
     try:
