@@ -120,16 +120,9 @@ class ResNetEnergy(Network):
     """
 
     def __init__(
-        self,
-        shape: Sequence[int] = (1, 28, 28),
-        width: int = 32,
-        levels: int = 3,
-        blocks: int = 1,
-        spectral_norm: bool = False,
-        attention: bool = False,
-        scales: int = 1,
-        classes: int | None = None,
-    ) -> None:
+        self, shape: Sequence[int] = (1, 28, 28), width: int = 32, levels: int = 3, blocks: int = 1,
+        spectral_norm: bool = False, attention: bool = False, scales: int = 1, classes: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(check.image_shape("energy.shape", shape), classes)
         check.number("energy.width", width, 1, integer=True)
         check.number("energy.blocks", blocks, 0, integer=True)

@@ -30,18 +30,10 @@ class ContrastiveDivergence:
     """
 
     def __init__(
-        self,
-        alpha: float = 0.1,
-        noise_std: float = 0.005,
-        bounds: Sequence[float] | None = (-1.0, 1.0),
-        energy_clamp: float | None = None,
-        kl_weight: float = 0.0,
-        kl_steps: int = 1,
-        entropy_weight: float = 0.1,
-        step_size: float = 10.0,
-        grad_clamp: float | None = 0.03,
-        classification_weight: float = 1.0,
-    ) -> None:
+        self, alpha: float = 0.1, noise_std: float = 0.005, bounds: Sequence[float] | None = (-1.0, 1.0),
+        energy_clamp: float | None = None, kl_weight: float = 0.0, kl_steps: int = 1, entropy_weight: float = 0.1,
+        step_size: float = 10.0, grad_clamp: float | None = 0.03, classification_weight: float = 1.0,
+    ) -> None:  # fmt: skip
         self.alpha = check.number("loss.alpha", alpha, 0)
         self.noise_std = check.number("loss.noise_std", noise_std, 0)
         self.bounds = bounds or (-torch.inf, torch.inf)

@@ -52,17 +52,11 @@ class SGLD:
     """
 
     def __init__(
-        self,
-        steps: int = 60,
-        step_size: float = 10.0,
-        noise_std: float | str = 0.005,
-        grad_clamp: float | None = 0.03,
-        bounds: Sequence[float] | None = (-1.0, 1.0),
-        final_step_size: float | None = None,
-        final_noise_std: float | None = None,
-        threads: int | None = None,
-        backend: str = "auto",
-    ) -> None:
+        self, steps: int = 60, step_size: float = 10.0, noise_std: float | str = 0.005,
+        grad_clamp: float | None = 0.03, bounds: Sequence[float] | None = (-1.0, 1.0),
+        final_step_size: float | None = None, final_noise_std: float | None = None,
+        threads: int | None = None, backend: str = "auto",
+    ) -> None:  # fmt: skip
         self.steps = check.number("sampler.steps", steps, 0, integer=True)
         self.step_size = check.number("sampler.step_size", step_size, 0, open_low=True)
         self.final_step_size = step_size if final_step_size is None else final_step_size
