@@ -218,8 +218,7 @@ def histogram(path: Path, shares: Mapping[str, NDArray[np.float64]]) -> None:
         for i, (name, values) in enumerate(shares.items()):
             x = np.arange(len(values))
             axes.bar(x + (i - (len(shares) - 1) / 2) * width, values, width, color=f"C{i}", label=name)
-        axes.set_xticks(x)
-        axes.set(xlabel="class, by the classifier", ylabel="share")
+        axes.set(xticks=x, xlabel="class, by the classifier", ylabel="share")
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 

@@ -88,8 +88,7 @@ class Guard:
             return None
         fired = None
         for name, value in self._values(numbers).items():
-            if (limit := self.limits.get(name)) is None:
-                continue
+            limit = self.limits.get(name, math.inf)
             self.strikes[name] = self.strikes[name] + 1 if value > limit else 0
             needed = 1 if name == "noise_score" else self.patience  # validations are rare, and of many images
             if fired is None and self.strikes[name] and self.strikes[name] % needed == 0:
