@@ -51,8 +51,7 @@ class ReplayBuffer:
                 raise ValueError("buffer.init=class_means needs class_means, the data's")
             self.class_means = class_means().to(generator.device)
         self.affine = dict(augment or {})
-        probability = self.affine.pop("probability", 0.0)
-        self.augment_probability = check.number("buffer.augment.probability", probability, 0, 1)
+        self.augment_probability = check.number("buffer.augment.probability", self.affine.pop("probability", 0.0), 0, 1)
         for name, value in self.affine.items():
             check.number(f"buffer.augment.{name}", value, 0, {"rotation": 180, "scale": 0.9}.get(name, 1))
         if self.augment_probability and len(shape) != 3:

@@ -80,11 +80,10 @@ def torchvision_dataset(name: str, root: str) -> Dataset:
     try:
         splits = [kind(root, train=train, download=True) for train in (True, False)]
     except Exception as error:  # whatever a download or a torn file can raise
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{name} is neither in data.root={root} nor could it be downloaded "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): "
-            f"set data.root to a folder that holds it as torchvision stores it ({name}/raw/… for MNIST), "
-            "or take the embedded digits, data=mnist5k"
+            f"{name} is neither in data.root={root} nor could it be downloaded ({why}): set data.root to a folder that "
+            f"holds it as torchvision stores it ({name}/raw/… for MNIST), or take the embedded digits, data=mnist5k"
         ) from error
     (x_train, x_test), (y_train, y_test) = map(images_of, splits), (torch.as_tensor(split.targets) for split in splits)
     return Dataset(str(name), x_train, x_test, y_train, y_test)
