@@ -342,10 +342,8 @@ def plane(ev: Evaluation) -> None:
         ev.put("nll/truth", -float(data.log_prob(data.test).double().mean()))
         panels["density of the data"] = log_p.exp()
     panels = {title: values.view(cfg.cells, -1) for title, values in panels.items()}
-    panels |= {
-        f"samples, {cfg.steps} steps": ev.sampled(ev.noise(4096), labels_in_turn(ev.energies[0], 4096), cfg.steps),
-        "data": data.test[:4096],
-    }
+    drawn = ev.sampled(ev.noise(4096), labels_in_turn(ev.energies[0], 4096), cfg.steps)
+    panels |= {f"samples, {cfg.steps} steps": drawn, "data": data.test[:4096]}
     ev.draw("densities.png", f"{data.name}: energy surface, densities, samples and data.", figures.points, panels)
     keys = ("log_z", "nll", "nll/truth", "kl")
     rows = {key: [key] for key in keys if key in ev.numbers}
@@ -397,10 +395,8 @@ def classification(ev: Evaluation) -> None:
     caption = "Share of right labels by confidence, max p(y | x); a calibrated classifier lies on the diagonal."
     ev.draw("reliability.png", caption, figures.reliability, found["confidence"], found["accuracy"])
     columns = {name: f"classification/{name}" for name in ("accuracy", "confidence", "nll", "calibration_error")}
-    notes = [
-        "p(y | x) = softmax(−E(x, y)); calibration error: mean of |accuracy − confidence| over 15 bins of confidence"
-    ]
-    ev.section("Classification", ["set"], columns, {"": [f"{data.name} test"]}, notes)
+    note = "p(y | x) = softmax(−E(x, y)); calibration error: mean of |accuracy − confidence| over 15 bins of confidence"
+    ev.section("Classification", ["set"], columns, {"": [f"{data.name} test"]}, [note])
 
 
 PARTS = {"ood": ood, "samples": samples, "classification": classification, "chains": chains, "densities": density}
@@ -460,12 +456,11 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
         if checkpoint.input_shape(state) != checkpoint.input_shape(states[0]):
             raise ValueError(f"checkpoint: {path} takes other images than {paths[0]}, they make no ensemble")
     dataset = dataset_of(cfg, states[0])
-    sampler = sampler_of(cfg, states[0])
     sub = "" if number is None or (cfg.out is None and Path(paths[0]).is_dir()) else f"/{number}"
     if cfg.out is not None and Path(cfg.out).is_file():
         raise ValueError(f"out must be a directory, got the file {cfg.out}")
     with tempfile.TemporaryDirectory(prefix="evaluation-") as aside:
-        ev = Evaluation(cfg, states[0], energies, dataset, sampler, device, Path(aside))
+        ev = Evaluation(cfg, states[0], energies, dataset, sampler_of(cfg, states[0]), device, Path(aside))
         for part in cfg.evaluation.parts:
             PARTS[part](ev)
         numbers = ev.numbers | {"checkpoint": str(paths[0]), "skipped": ev.skipped, "protocol": protocol(ev)}

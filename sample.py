@@ -62,10 +62,8 @@ def dataset_of(cfg: DictConfig, state: dict[str, Any]) -> Dataset:
         if root is not None and "root" in config:
             config["root"] = root
     dataset: Dataset = instantiate(config)
-    if dataset.shape != checkpoint.input_shape(state):
-        raise ValueError(
-            f"data set {dataset.name} has images {dataset.shape}, the energy takes {checkpoint.input_shape(state)}"
-        )
+    if dataset.shape != (shape := checkpoint.input_shape(state)):
+        raise ValueError(f"data set {dataset.name} has images {dataset.shape}, the energy takes {shape}")
     return dataset
 
 
@@ -80,10 +78,9 @@ def composed_energy(cfg: DictConfig, state: dict[str, Any]) -> nn.Module:
     energies = [checkpoint.build_energy(state, cfg.checkpoint)]
     for path in cfg.compose if OmegaConf.is_list(cfg.compose) else [cfg.compose] * (cfg.compose is not None):
         other = checkpoint.load(str(path))
-        for what, one, two in (
-            ("images", checkpoint.input_shape(state), checkpoint.input_shape(other)),
-            ("data", data_name(state), data_name(other) if cfg.data._target_ is None else data_name(state)),
-        ):
+        shapes = (checkpoint.input_shape(state), checkpoint.input_shape(other))
+        names = (data_name(state), data_name(other) if cfg.data._target_ is None else data_name(state))
+        for what, (one, two) in (("images", shapes), ("data", names)):
             if one != two:
                 raise ValueError(
                     f"energies of other {what} do not compose: checkpoint={cfg.checkpoint} was trained on {one}, "
@@ -119,14 +116,9 @@ def labels_of(cfg: DictConfig, energy: nn.Module, count: int) -> Tensor | None:
 
 
 def run(
-    cfg: DictConfig,
-    sampler: SGLD,
-    energy: nn.Module,
-    x: Tensor,
-    steps: int,
-    given: Given | None = None,
-    labels: Tensor | None = None,
-) -> tuple[Tensor, list[int]]:
+    cfg: DictConfig, sampler: SGLD, energy: nn.Module, x: Tensor, steps: int,
+    given: Given | None = None, labels: Tensor | None = None,
+) -> tuple[Tensor, list[int]]:  # fmt: skip
     """Snapshots (T, B, *shape) of chains that start at `x`, and their steps."""
     every = max(1, steps // cfg.frames)
     generators = chain_generators(cfg.seed, len(x), pick_device(cfg.device))
@@ -135,12 +127,7 @@ def run(
 
 
 def write(
-    cfg: DictConfig,
-    samples: Tensor,
-    trace: Tensor,
-    times: list[int],
-    columns: int | None = None,
-    labels: Tensor | None = None,
+    cfg: DictConfig, samples: Tensor, trace: Tensor, times: list[int], columns: int = 0, labels: Tensor | None = None
 ) -> Path:
     """samples.npz of `samples` (N, *shape), pictures of them and of snapshots (T, B, *shape); returns their folder."""
     out = output_folder(cfg.out, cfg.checkpoint, "sampling")
@@ -242,9 +229,7 @@ def interpolate(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: n
     out = write(cfg, trace[-1].flatten(0, 1), trace.flatten(1, 2), times, cfg.path_images)
     paths = {"linear": linear, "relaxed": trace[-1]}
     device = pick_device(cfg.device)
-    energies = {
-        name: torch.stack([energy(one.to(device)).detach().cpu() for one in images]) for name, images in paths.items()
-    }
+    energies = {name: torch.stack([energy(one.to(device)).detach().cpu() for one in x]) for name, x in paths.items()}
     figures.paths(out / "interpolated.png", *({name: x[:4] for name, x in of.items()} for of in (paths, energies)))
     print(f"sheet        {out / 'interpolated.png'}")
     means = ", ".join(f"{name} {values.amax(dim=1).mean():.3f}" for name, values in energies.items())
@@ -252,13 +237,10 @@ def interpolate(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: n
 
 
 def sample(cfg: DictConfig) -> None:
-    check.number("num_samples", cfg.num_samples, 1, integer=True)
-    if cfg.steps is not None:
-        check.number("steps", cfg.steps, 1, integer=True)
-    check.number("batch_size", cfg.batch_size, 1, integer=True)
+    for key in ("num_samples", "batch_size", "snapshots", "frames"):
+        check.number(key, cfg[key], 1, integer=True)
+    check.optional("steps", cfg.steps, 1, integer=True)
     check.number("seed", cfg.seed, 0, 2**63 - 2, integer=True)
-    check.number("snapshots", cfg.snapshots, 1, integer=True)
-    check.number("frames", cfg.frames, 1, integer=True)
     levels = list(cfg.noise_std) if OmegaConf.is_list(cfg.noise_std) else [cfg.noise_std]
     if levels == [None]:
         levels = [0.3 if cfg.init == "denoise" else 0.0]

@@ -115,13 +115,13 @@ def validate(energy: nn.Module, real: Tensor, noise: Tensor, noise_1024: Tensor,
 
 
 def draw_samples(
-    folder: Path, step: int, energy: nn.Module, sampler: SGLD, buffer: ReplayBuffer, real: Tensor, steps: int, seed: int
+    folder: Path, step: int, energy: nn.Module, sampler: SGLD, buffer: ReplayBuffer, real: Tensor, cfg: DictConfig
 ) -> tuple[dict[str, Path], dict[str, float], dict[str, metrics.Array]]:
     """PNG files in `folder`: 8 chains from noise, each a strip of 8 snapshots; 32 random chains of the buffer;
     histograms of scores and ages. Numbers: how well the long chains mix, and how far short ones fall behind them. And
     the scores of chains in the buffer and of real images."""
-    device = buffer.chains.device
-    generator = torch.Generator(device).manual_seed(seed)  # the same start each time, to compare over training
+    device, steps = buffer.chains.device, cfg.train.sample_steps
+    generator = torch.Generator(device).manual_seed(cfg.seed)  # the same start each time, to compare over training
     noise = uniform_noise((8, *buffer.chains.shape[1:]), generator)
     every = max(steps // 256, 1)
     labels = labels_in_turn(energy, 8, device)
@@ -259,19 +259,18 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     saved_at = time.monotonic()
     x_data = x_model = torch.empty(0)  # of the last step
     y_model: Tensor | None = None
-    total = None if max_steps == math.inf else max_steps  # for the progress bar
 
     with (
         Signals() as signals,
         Tracker(run_dir, config, **config["wandb"], state=state and state["tracker"], writes=ranks.first) as tracker,
-        tqdm(total=total, initial=loop.step, unit="step", dynamic_ncols=True, disable=not ranks.first) as bar,
+        tqdm(total=max_steps, initial=loop.step, unit="step", dynamic_ncols=True, disable=not ranks.first) as bar,
     ):
         if ranks.first:
             checkpoint.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
         while True:
-            stop, save, loop.seconds, waited = ranks.most(  # what is each rank's own; all else they find alike
-                signals.stop, signals.save, loop.seconds, time.monotonic() - saved_at
-            )
+            waited = time.monotonic() - saved_at
+            # What is each rank's own; all else they find alike.
+            stop, save, loop.seconds, waited = ranks.most(signals.stop, signals.save, loop.seconds, waited)
             step = loop.step
             epoch, position = divmod(step, batches.steps_per_epoch)
             progress = max(step / max_steps, loop.seconds / max_seconds)
@@ -281,14 +280,8 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
             reads = due and (step % cfg.train.log_every == 0 or done)
             validates = done or (epoch_ends and epoch % cfg.train.validate_every_epochs == 0)
             samples = done or (epoch_ends and epoch % cfg.train.sample_every_epochs == 0)
-            saves = (
-                validates
-                or save_now
-                or save > 0
-                or stop > 0
-                or (due and step % save_every_steps == 0)
-                or waited >= save_every_seconds
-            )
+            asked = save_now or save > 0 or stop > 0
+            saves = validates or asked or (due and step % save_every_steps == 0) or waited >= save_every_seconds
             trouble, is_best = None, False
 
             if reads:
@@ -299,7 +292,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
                 numbers["train/images_per_s"] = rate * cfg.train.batch_size
                 numbers["train/sgld_steps_per_s"] = rate * sampler.steps
                 trouble = guard.check(step, numbers)
-                if trouble is None or guard.finite(numbers):  # else the guard has named it
+                if trouble is None or not trouble.startswith("not_finite"):
                     for kind in ("train/", "chain/"):
                         of_kind = {name: value for name, value in numbers.items() if name.startswith(kind)}
                         tracker.log(step, epoch, of_kind)
@@ -341,24 +334,17 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
                     continue
 
             if samples and ranks.first:
-                pictures, numbers, scores = draw_samples(
-                    run_dir, step, energy, sampler, buffer, dataset.test, cfg.train.sample_steps, cfg.seed
-                )
+                pictures, numbers, scores = draw_samples(run_dir, step, energy, sampler, buffer, dataset.test, cfg)
                 tracker.log(step, epoch, numbers)
                 tracker.log_media(step, epoch, pictures, {f"energy/{name}": -value for name, value in scores.items()})
             if done and cfg.objective == "frechet" and ranks.first:
                 tracker.log(step, epoch, {"frechet": frechet(energy, sampler, dataset, cfg, device)})
 
             if saves:
-                snapshot = {name: part.state_dict() for name, part in parts.items()} | {
-                    "generator": generator.get_state(),
-                    "tracker": tracker.state_dict(),
-                    "energy_config": energy_config,
-                    "config": config,
-                    "healthy": guard.healthy,
-                    "step": step,
-                    "epoch": epoch,
-                }
+                snapshot = {name: part.state_dict() for name, part in parts.items()}
+                snapshot |= {"generator": generator.get_state(), "tracker": tracker.state_dict()}
+                snapshot |= {"energy_config": energy_config, "config": config}
+                snapshot |= {"healthy": guard.healthy, "step": step, "epoch": epoch}
                 if ranks.size > 1:
                     shard = {"buffer": snapshot["buffer"], "generator": snapshot["generator"], "sums": loop.sums}
                     snapshot |= {"order_generator": shared.get_state()} | merged(ranks.gather(shard))
@@ -392,14 +378,12 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
         if done:
             tracker.end(cfg.objective)
 
-    if not done:
-        if ranks.first:
-            name = signal.Signals(int(stop)).name
-            print(f"{name}: saved at step {loop.step}; go on with  python train.py resume={run_dir}")
-        return int(stop)
-    if ranks.first:
+    if ranks.first and done:
         print_whereabouts(run_dir, pictures, tracker)
-    return 0
+    elif ranks.first:
+        name = signal.Signals(int(stop)).name
+        print(f"{name}: saved at step {loop.step}; go on with  python train.py resume={run_dir}")
+    return 0 if done else int(stop)
 
 
 def print_whereabouts(run_dir: Path, pictures: dict[str, Path], tracker: Tracker) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ebm import check
 
+OF_CHAINS = ("chains", "ages", "labels")  # of the buffer's state: one a chain
+
 
 class ReplayBuffer:
     """Up to `capacity` chains in one preallocated tensor (capacity, *shape) on `device`.
@@ -31,19 +33,11 @@ class ReplayBuffer:
     """
 
     def __init__(
-        self,
-        shape: Sequence[int],
-        generator: torch.Generator,
-        capacity: int = 8192,
-        initial: int = 128,
-        reinit_probability: float = 0.05,
-        policy: str = "fifo",
-        init: str = "noise",
-        init_noise_std: float = 0.3,
-        class_means: Callable[[], Tensor] | None = None,
-        augment: Mapping[str, float] | None = None,
+        self, shape: Sequence[int], generator: torch.Generator, capacity: int = 8192, initial: int = 128,
+        reinit_probability: float = 0.05, policy: str = "fifo", init: str = "noise", init_noise_std: float = 0.3,
+        class_means: Callable[[], Tensor] | None = None, augment: Mapping[str, float] | None = None,
         classes: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.capacity = check.number("buffer.capacity", capacity, 1, integer=True)
         self.policy = check.choice("buffer.policy", policy, ("fifo", "in_place"))
         check.number("buffer.initial", initial, 1, integer=True)
@@ -57,8 +51,7 @@ class ReplayBuffer:
                 raise ValueError("buffer.init=class_means needs class_means, the data's")
             self.class_means = class_means().to(generator.device)
         self.affine = dict(augment or {})
-        probability = self.affine.pop("probability", 0.0)
-        self.augment_probability = check.number("buffer.augment.probability", probability, 0, 1)
+        self.augment_probability = check.number("buffer.augment.probability", self.affine.pop("probability", 0.0), 0, 1)
         for name, value in self.affine.items():
             check.number(f"buffer.augment.{name}", value, 0, {"rotation": 180, "scale": 0.9}.get(name, 1))
         if self.augment_probability and len(shape) != 3:
@@ -113,14 +106,8 @@ class ReplayBuffer:
         self.labels[places] = labels
 
     def state_dict(self) -> dict[str, Any]:
-        used = slice(0, self.size)
-        return {
-            "chains": self.chains[used].clone(),
-            "ages": self.ages[used].clone(),
-            "front": self.front,
-            "labels": self.labels[used].clone(),
-            "class_means": self.class_means,
-        }
+        of_chains = {name: getattr(self, name)[: self.size].clone() for name in OF_CHAINS}
+        return of_chains | {"front": self.front, "class_means": self.class_means}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError where `state` is that of another buffer."""
@@ -133,21 +120,14 @@ class ReplayBuffer:
         if labels.shape != (size,) or not bool(((labels >= 0) & (labels < self.classes)).all()):
             raise ValueError(f"the labels of the buffer's chains are not in [0, {self.classes})")
         self.size, self.front = size, front
-        self.labels[:size] = labels
-        self.chains[:size] = state["chains"]
-        self.ages[:size] = state["ages"]
-        self.class_means = state["class_means"]
-        if self.class_means is not None:
-            self.class_means = self.class_means.to(self.chains.device)
+        for name in OF_CHAINS:
+            getattr(self, name)[:size] = state[name]
+        means = state["class_means"]
+        self.class_means = None if means is None else means.to(self.chains.device)
 
 
 def random_affine(
-    x: Tensor,
-    generator: torch.Generator,
-    rotation: float = 0.0,
-    scale: float = 0.0,
-    shift: float = 0.0,
-    flip: float = 0.0,
+    x: Tensor, generator: torch.Generator, rotation: float = 0, scale: float = 0, shift: float = 0, flip: float = 0
 ) -> Tensor:
     """Images x (B, C, H, W), each turned by up to ±rotation degrees, scaled by 1 ± scale, shifted by up to ±shift of
     its side and mirrored with probability flip; interpolated, the border's pixels repeated outside."""

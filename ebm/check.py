@@ -23,6 +23,11 @@ def number(
     raise ValueError(f"{key} must be {accepted}, got {value!r}")
 
 
+def optional(key: str, value: Any, *limits: float, **kind: bool) -> Any:
+    """As `number`; None is accepted, too."""
+    return None if value is None else number(key, value, *limits, **kind)
+
+
 def choice(key: str, value: Any, accepted: tuple[Any, ...]) -> Any:
     """Return `value` if it is one of `accepted`; ValueError otherwise."""
     if value in accepted:

@@ -26,6 +26,11 @@ SOURCE = Path(__file__).with_name("sgld.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 INT, DOUBLE, POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
+Pair = tuple[int, int]
+Box = tuple[float, float] | None
+# (x, noise of each step, step sizes, labels): x goes on in place
+Steps = Callable[[Tensor, Tensor, Sequence[float], Tensor | None], None]
+
 
 class NotCompilable(Exception):
     """Says why an energy, or this machine, has no compiled steps."""
@@ -145,37 +150,25 @@ def parts_of(energy: Any) -> list[Part]:
 
 
 @functools.cache
-def taps(
-    size: tuple[int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> tuple[tuple[int, int], list[Tensor], list[Tensor]]:
+def taps(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> tuple[Pair, list[list[Tensor]]]:
     """Output size of a convolution, and its taps (start, tap, source) forward and backward, as in sgld.cpp."""
-    height, width = size
     geometry = zip(size, kernel, stride, padding, dilation, strict=True)
     rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry)
-    pairs = []
-    for pixel in range(rows * columns):
-        for tap in range(kernel[0] * kernel[1]):
-            y = pixel // columns * stride[0] - padding[0] + tap // kernel[1] * dilation[0]
-            x = pixel % columns * stride[1] - padding[1] + tap % kernel[1] * dilation[1]
-            if 0 <= y < height and 0 <= x < width:
-                pairs.append((pixel, tap, y * width + x))
+    numbers = torch.arange(1.0, math.prod(size) + 1, dtype=torch.float64).view(1, 1, *size)  # 0 is the padding
+    sources = nn.functional.unfold(numbers, kernel, dilation, padding, stride)[0].long() - 1  # (taps, pixels)
+    tap, pixel = (sources >= 0).nonzero(as_tuple=True)
 
-    def table(triples: list[tuple[int, int, int]], pixels: int) -> list[Tensor]:
-        pixel, tap, source = torch.tensor(sorted(triples), dtype=torch.int32).reshape(-1, 3).T.contiguous()
-        start = torch.searchsorted(pixel, torch.arange(pixels + 1, dtype=torch.int32), out_int32=True)
-        return [start, tap, source]
+    def table(pixel: Tensor, source: Tensor, pixels: int) -> list[Tensor]:
+        order = pixel.argsort(stable=True)  # the taps of a pixel stay in turn
+        ordered = pixel[order].int()
+        start = torch.searchsorted(ordered, torch.arange(pixels + 1, dtype=torch.int32), out_int32=True)
+        return [start, tap[order].int(), source[order].int()]
 
-    backward = [(source, tap, pixel) for pixel, tap, source in pairs]
-    return (rows, columns), table(pairs, rows * columns), table(backward, height * width)
+    source = sources[tap, pixel]
+    return (rows, columns), [table(pixel, source, rows * columns), table(source, pixel, math.prod(size))]
 
 
-def compiled_steps(
-    energy: Any, x: Tensor, grad_clamp: float | None, bounds: tuple[float, float] | None
-) -> Callable[[Tensor, Tensor, Sequence[float], Tensor | None], None]:
+def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box) -> Steps:
     """f(x, noise, step_sizes, labels) that takes chains `x` (B, *shape), contiguous, in place through the SGLD steps
     with that noise (steps, B, *shape) and those step sizes, as `energy` is now, down E(x, y) where there are labels y
     (B,), and else down E(x). It holds no lock: threads run at once.
@@ -199,20 +192,17 @@ def compiled_steps(
     numbers = math.prod(shape)  # of the workspace, a chain
     for i, (layer, part) in enumerate(zip(work, parts, strict=True)):
         module, weight = part.module, part.module.weight.detach()
+        if weight.shape[1] != (channels if isinstance(module, nn.Conv2d) else channels * math.prod(size)):
+            raise NotCompilable(f"it does not take images of {tuple(x.shape[1:])}")
         if isinstance(module, nn.Conv2d):
-            fits = module.in_channels == channels
             geometry: Any = (module.kernel_size, module.stride, module.padding, module.dilation)
         else:
-            fits = module.in_features == channels * math.prod(size)
-            weight = weight.reshape(-1, channels, *size) if fits else weight
-            geometry = (size, (1, 1), (0, 0), (1, 1))
+            weight, geometry = weight.reshape(-1, channels, *size), (size, (1, 1), (0, 0), (1, 1))
         if part.pool > 1:  # one convolution again, of larger strides: its kernel is the mean of the shifted ones
             q = part.pool
             weight = nn.functional.avg_pool2d(nn.functional.pad(weight, [q - 1] * 4), q, stride=1)
             geometry = (tuple(weight.shape[2:]), (q, q), module.padding, (1, 1))
-        if not fits:
-            raise NotCompilable(f"it does not take images of {tuple(x.shape[1:])}")
-        size, forward, backward = taps(size, *geometry)
+        size, tables = taps(size, *geometry)
         weight, channels = weight.flatten(2), len(weight)
         bias = torch.zeros(channels, dtype=x.dtype) if module.bias is None else module.bias.detach()
         layer.pixels, layer.channels, layer.silu = math.prod(size), channels, part.silu
@@ -222,7 +212,7 @@ def compiled_steps(
             source.fan = i
             if (source.pixels, source.channels) != (layer.pixels, layer.channels):
                 raise NotCompilable("a short cut adds what has another shape")
-        layer.forward, layer.backward = (Taps(*map(pointer, table)) for table in (forward, backward))
+        layer.forward, layer.backward = (Taps(*map(pointer, table)) for table in tables)
         layer.weight, layer.transposed = pointer(weight.permute(2, 1, 0)), pointer(weight.permute(2, 0, 1))
         layer.bias = pointer(bias)
         numbers += 2 * layer.pixels * channels

@@ -41,11 +41,9 @@ class Dataset:
                 raise ValueError(f"{its}: the {split} split is empty")
             if x.shape[1:] != self.train.shape[1:]:
                 raise ValueError(f"{its}: {split} is {tuple(x.shape)}, train {tuple(self.train.shape)}")
-            if x.dtype == torch.uint8:
-                continue
-            if not x.is_floating_point():
+            if x.dtype != torch.uint8 and not x.is_floating_point():
                 raise ValueError(f"{its}: bytes or floats are accepted, got {x.dtype}")
-            if not bool((x.abs() <= 1).all()):  # NaN fails as well
+            if x.is_floating_point() and not bool((x.abs() <= 1).all()):  # NaN fails as well
                 raise ValueError(f"{its}: values in [-1, 1] are accepted, {split} has [{x.min():g}, {x.max():g}]")
 
     @property
@@ -82,11 +80,10 @@ def torchvision_dataset(name: str, root: str) -> Dataset:
     try:
         splits = [kind(root, train=train, download=True) for train in (True, False)]
     except Exception as error:  # whatever a download or a torn file can raise
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{name} is neither in data.root={root} nor could it be downloaded "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): "
-            f"set data.root to a folder that holds it as torchvision stores it ({name}/raw/… for MNIST), "
-            "or take the embedded digits, data=mnist5k"
+            f"{name} is neither in data.root={root} nor could it be downloaded ({why}): set data.root to a folder that "
+            f"holds it as torchvision stores it ({name}/raw/… for MNIST), or take the embedded digits, data=mnist5k"
         ) from error
     (x_train, x_test), (y_train, y_test) = map(images_of, splits), (torch.as_tensor(split.targets) for split in splits)
     return Dataset(str(name), x_train, x_test, y_train, y_test)
@@ -150,14 +147,9 @@ class Batches:
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        batch_size: int,
-        generator: torch.Generator,
-        rank: int = 0,
-        ranks: int = 1,
-        labels: Tensor | None = None,
-    ) -> None:
+        self, x: Tensor, batch_size: int, generator: torch.Generator,
+        rank: int = 0, ranks: int = 1, labels: Tensor | None = None,
+    ) -> None:  # fmt: skip
         check.number("train.batch_size", batch_size, 1, integer=True)
         if batch_size > len(x):
             raise ValueError(f"train.batch_size must be at most the {len(x)} training images, got {batch_size}")

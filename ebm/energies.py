@@ -11,23 +11,26 @@ from ebm import check
 
 
 class Network(nn.Module):
-    """What the energies below share: `outputs` f: x (B, *shape) → (B, 1), the energy, or with `classes` (B, classes).
+    """What the energies below share: `outputs` f: x (B, *shape) → (B, 1), the energy, or with `classes` (B, classes),
+    which is the chain of `layers` where a class has no other.
 
     With classes, E(x, y) = −f(x)[y], E(x) = −log Σ_y exp f(x)[y] and p(y | x) = softmax f(x): a classifier is an energy
     of images and labels (Grathwohl et al. 2020, "JEM", section 3).
     """
 
-    shape: tuple[int, ...]
-    classes: int | None
+    layers: nn.Sequential
 
-    def _set(self, shape: tuple[int, ...], classes: int | None) -> int:
-        """The number of outputs."""
+    def __init__(self, shape: tuple[int, ...], classes: int | None) -> None:
+        super().__init__()
         self.shape = shape
-        self.classes = None if classes is None else check.number("energy.classes", classes, 2, integer=True)
-        return self.classes or 1
+        self.classes: int | None = check.optional("energy.classes", classes, 2, integer=True)
+
+    def chain(self) -> nn.Module | None:
+        """f as a chain of layers where it is one: what the sampler can compile."""
+        return self.layers
 
     def outputs(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        return self.layers(x)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """E(x) (B,), or E(x, y) for the `labels` y in [0, classes): (B,), or (B, L) for L labels of each image."""
@@ -56,8 +59,7 @@ class ConvEnergy(Network):
     """
 
     def __init__(self, shape: Sequence[int] = (1, 28, 28), hidden: int = 32, classes: int | None = None) -> None:
-        super().__init__()
-        outputs = self._set(check.image_shape("energy.shape", shape), classes)
+        super().__init__(check.image_shape("energy.shape", shape), classes)
         h = check.number("energy.hidden", hidden, 2, integer=True)
         channels, height, width = self.shape
         sizes = [channels, h // 2, h, 2 * h, 2 * h]
@@ -66,15 +68,8 @@ class ConvEnergy(Network):
             kernel, padding = (5, 4) if i == 0 else (3, 1)  # 4 more pixels: 28 → 16, a power of two
             layers += [nn.Conv2d(before, after, kernel, stride=2, padding=padding), nn.SiLU()]
             height, width = ((n + 2 * padding - kernel) // 2 + 1 for n in (height, width))
-        layers += [nn.Flatten(), nn.Linear(2 * h * height * width, 2 * h), nn.SiLU(), nn.Linear(2 * h, outputs)]
-        self.layers = nn.Sequential(*layers)
-
-    def chain(self) -> nn.Sequential:
-        """f as a chain of layers: what the sampler can compile."""
-        return self.layers
-
-    def outputs(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        layers += [nn.Flatten(), nn.Linear(2 * h * height * width, 2 * h), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(2 * h, self.classes or 1))
 
 
 class Residual(nn.Module):
@@ -125,37 +120,23 @@ class ResNetEnergy(Network):
     """
 
     def __init__(
-        self,
-        shape: Sequence[int] = (1, 28, 28),
-        width: int = 32,
-        levels: int = 3,
-        blocks: int = 1,
-        spectral_norm: bool = False,
-        attention: bool = False,
-        scales: int = 1,
-        classes: int | None = None,
-    ) -> None:
-        super().__init__()
-        outputs = self._set(check.image_shape("energy.shape", shape), classes)
+        self, shape: Sequence[int] = (1, 28, 28), width: int = 32, levels: int = 3, blocks: int = 1,
+        spectral_norm: bool = False, attention: bool = False, scales: int = 1, classes: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(check.image_shape("energy.shape", shape), classes)
         check.number("energy.width", width, 1, integer=True)
         check.number("energy.blocks", blocks, 0, integer=True)
         most = int(math.log2(min(self.shape[1:])))  # the last level keeps a pixel
         check.number("energy.levels", levels, 1, most, integer=True)
         check.number("energy.scales", scales, 1, most, integer=True)
-        networks = [
-            self._network(
-                width, min(levels, most - scale), blocks, attention, [n >> scale for n in self.shape[1:]], outputs
-            )
-            for scale in range(scales)
-        ]
-        self.networks = nn.ModuleList(networks)
+        self.networks = nn.ModuleList(
+            self._network(width, min(levels, most - scale), blocks, attention, scale) for scale in range(scales)
+        )
         if spectral_norm:
             for module in [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
                 nn.utils.parametrizations.spectral_norm(module)
 
-    def _network(
-        self, width: int, levels: int, blocks: int, attention: bool, size: Sequence[int], outputs: int
-    ) -> nn.Sequential:
+    def _network(self, width: int, levels: int, blocks: int, attention: bool, scale: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         before = self.shape[0]
         for level in range(levels):
@@ -167,12 +148,11 @@ class ResNetEnergy(Network):
             if attention and level == min(1, levels - 1):
                 layers.append(Attention(after))
             before = after
-        pixels = math.prod(n >> levels for n in size)
-        layers += [nn.Flatten(), nn.Linear(before * pixels, before), nn.SiLU(), nn.Linear(before, outputs)]
-        return nn.Sequential(*layers)
+        pixels = math.prod(n >> scale + levels for n in self.shape[1:])
+        layers += [nn.Flatten(), nn.Linear(before * pixels, before), nn.SiLU()]
+        return nn.Sequential(*layers, nn.Linear(before, self.classes or 1))
 
     def chain(self) -> nn.Module | None:
-        """f as a chain of layers where there is one scale: what the sampler can compile."""
         return self.networks[0] if len(self.networks) == 1 else None
 
     def outputs(self, x: Tensor) -> Tensor:
@@ -189,19 +169,11 @@ class MLPEnergy(Network):
     def __init__(
         self, shape: Sequence[int] = (2,), hidden: int = 128, depth: int = 3, classes: int | None = None
     ) -> None:
-        super().__init__()
-        outputs = self._set(tuple(check.number("energy.shape", size, 1, integer=True) for size in shape), classes)
+        super().__init__(tuple(check.number("energy.shape", size, 1, integer=True) for size in shape), classes)
         check.number("energy.hidden", hidden, 1, integer=True)
         check.number("energy.depth", depth, 1, integer=True)
         sizes = [math.prod(self.shape)] + [hidden] * depth
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(hidden, outputs))
-
-    def chain(self) -> nn.Sequential:
-        """f as a chain of layers: what the sampler can compile."""
-        return self.layers
-
-    def outputs(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, self.classes or 1))

@@ -53,22 +53,27 @@ def grid(path: Path, x: Tensor, columns: int = 8) -> None:
     _sheet(x, columns, 84).save(path)
 
 
+def _show(axes: Any, picture: NDArray[np.uint8], columns: Sequence[str], rows: Sequence[str]) -> None:
+    """A `mosaic` without a frame, with a label over each of the columns and before each of the rows."""
+    height, width = picture.shape[:2]
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_xticks([(i + 0.5) * width / len(columns) for i in range(len(columns))], columns)
+    axes.set_yticks([(i + 0.5) * height / len(rows) for i in range(len(rows))], rows)
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+
+
 def labelled_rows(path: Path, x: Tensor, columns: Sequence[str], rows: Sequence[str]) -> None:
     """Images (R, N, C, H, W) with a label over each column and before each row ("" for none)."""
     picture = mosaic(x)
-    height, width = picture.shape[:2]
     longest = max(len(line) for row in rows for line in row.split("\n"))
     margin = max(0.8, 0.1 + 0.066 * longest) if longest else 0.0
     inches, top = 0.6 * x.shape[1], 0.25 * any(columns)
-    tall = inches * height / width
+    tall = inches * picture.shape[0] / picture.shape[1]
     figure = Figure(figsize=(margin + inches, tall + top), dpi=200)
     axes = figure.add_axes((margin / (margin + inches), 0, inches / (margin + inches), tall / (tall + top)))
-    axes.imshow(picture, interpolation="nearest")
-    axes.set_xticks([(i + 0.5) * width / x.shape[1] for i in range(x.shape[1])], columns)
-    axes.set_yticks([(i + 0.5) * height / x.shape[0] for i in range(x.shape[0])], rows)
+    _show(axes, picture, columns, rows)
     axes.tick_params(axis="x", labelsize=6)
-    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
-    axes.spines[:].set_visible(False)
     figure.savefig(path)
 
 
@@ -79,16 +84,10 @@ def paths(path: Path, images: Mapping[str, Tensor], energies: Mapping[str, Tenso
     size = (0.5 * length + 2.6, (0.46 * len(images) + 0.25) * count)
     with plot(path, *size, count, 2, width_ratios=(0.5 * length, 2)) as grid:
         for i, (left, right) in enumerate(grid):
-            picture = mosaic(torch.stack([own[i] for own in images.values()]))
-            left.imshow(picture, interpolation="nearest")
-            left.set_yticks([(j + 0.5) * len(picture) / len(images) for j in range(len(images))], list(images))
-            left.set_xticks([])
-            left.tick_params(length=0)
-            left.spines[:].set_visible(False)
+            _show(left, mosaic(torch.stack([own[i] for own in images.values()])), (), list(images))
             for j, (name, values) in enumerate(energies.items()):
                 right.plot(values[i].numpy(), ("o--", "o-")[j], color=("0.6", "C0")[j], ms=2, lw=1, label=name)
-            right.set_xticks([])
-            right.set_ylabel("E(x)")
+            right.set(xticks=[], ylabel="E(x)")
         grid[0, 1].legend(frameon=False, fontsize=6)
         grid[-1, 1].set_xlabel("along the path")
 
@@ -219,8 +218,7 @@ def histogram(path: Path, shares: Mapping[str, NDArray[np.float64]]) -> None:
         for i, (name, values) in enumerate(shares.items()):
             x = np.arange(len(values))
             axes.bar(x + (i - (len(shares) - 1) / 2) * width, values, width, color=f"C{i}", label=name)
-        axes.set_xticks(x)
-        axes.set(xlabel="class, by the classifier", ylabel="share")
+        axes.set(xticks=x, xlabel="class, by the classifier", ylabel="share")
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 

@@ -77,10 +77,6 @@ class Guard:
         """The factor of the learning rate after the rollbacks so far."""
         return self.lr_factor ** len(self.rollbacks)
 
-    @staticmethod
-    def finite(numbers: Mapping[str, float]) -> bool:
-        return all(math.isfinite(value) for value in numbers.values())
-
     def check(self, step: int, numbers: Mapping[str, float]) -> str | None:
         """The test that fires on the numbers logged at `step`, and why, in a line; None while all is well."""
         if self.action == "off":
@@ -92,8 +88,7 @@ class Guard:
             return None
         fired = None
         for name, value in self._values(numbers).items():
-            if (limit := self.limits.get(name)) is None:
-                continue
+            limit = self.limits.get(name, math.inf)
             self.strikes[name] = self.strikes[name] + 1 if value > limit else 0
             needed = 1 if name == "noise_score" else self.patience  # validations are rare, and of many images
             if fired is None and self.strikes[name] and self.strikes[name] % needed == 0:

@@ -30,47 +30,30 @@ class ContrastiveDivergence:
     """
 
     def __init__(
-        self,
-        alpha: float = 0.1,
-        noise_std: float = 0.005,
-        bounds: Sequence[float] | None = (-1.0, 1.0),
-        energy_clamp: float | None = None,
-        kl_weight: float = 0.0,
-        kl_steps: int = 1,
-        entropy_weight: float = 0.1,
-        step_size: float = 10.0,
-        grad_clamp: float | None = 0.03,
-        classification_weight: float = 1.0,
-    ) -> None:
+        self, alpha: float = 0.1, noise_std: float = 0.005, bounds: Sequence[float] | None = (-1.0, 1.0),
+        energy_clamp: float | None = None, kl_weight: float = 0.0, kl_steps: int = 1, entropy_weight: float = 0.1,
+        step_size: float = 10.0, grad_clamp: float | None = 0.03, classification_weight: float = 1.0,
+    ) -> None:  # fmt: skip
         self.alpha = check.number("loss.alpha", alpha, 0)
         self.noise_std = check.number("loss.noise_std", noise_std, 0)
-        self.bounds = bounds
-        if energy_clamp is not None:
-            check.number("loss.energy_clamp", energy_clamp, 0, open_low=True)
-        self.energy_clamp = energy_clamp
+        self.bounds = bounds or (-torch.inf, torch.inf)
+        self.energy_clamp = check.optional("loss.energy_clamp", energy_clamp, 0, open_low=True) or torch.inf
         self.kl_weight = check.number("loss.kl_weight", kl_weight, 0)
         self.kl_steps = check.number("loss.kl_steps", kl_steps, 1, integer=True)
         self.entropy_weight = check.number("loss.entropy_weight", entropy_weight, 0)
-        self.step_size, self.grad_clamp = step_size, grad_clamp
+        self.step_size, self.grad_clamp = step_size, grad_clamp or torch.inf
         self.classification_weight = check.number("loss.classification_weight", classification_weight, 0)
 
     def __call__(
-        self,
-        energy: Callable[..., Tensor],
-        x_data: Tensor,
-        x_model: Tensor,
-        generator: torch.Generator,
-        y_data: Tensor | None = None,
-        y_model: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, energy: Callable[..., Tensor], x_data: Tensor, x_model: Tensor, generator: torch.Generator,
+        y_data: Tensor | None = None, y_model: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """(loss, logs), for data and negatives with labels y (B,) or without.
 
         loss = logs["cd"] + logs["energy_l2"] + logs["kl"] + logs["classification"], the last two where there are such;
         a score is −E; logs["e_model"] is E of the negatives (B,)."""
         noise = torch.empty_like(x_data).normal_(0, self.noise_std, generator=generator)
-        x_data = x_data + noise
-        if self.bounds is not None:
-            x_data = x_data.clamp(*self.bounds)
+        x_data = (x_data + noise).clamp(*self.bounds)
         x, logs = torch.cat([x_data, x_model]), {}
         if y_data is None or y_model is None:
             energies = energy(x)
@@ -83,7 +66,7 @@ class ContrastiveDivergence:
             logs["classification"] = self.classification_weight * functional.cross_entropy(logits, y_data)
             logs["accuracy"] = (logits.argmax(dim=1) == y_data).float().mean()
         e_data, e_model = energies[: len(x_data)], energies[len(x_data) :]
-        limit = torch.inf if self.energy_clamp is None else self.energy_clamp
+        limit = self.energy_clamp
         cd = e_data.clamp(-limit, limit).mean() - e_model.clamp(-limit, limit).mean()
         energy_l2 = self.alpha * (e_data.square().mean() + e_model.square().mean())
         logs |= {"cd": cd, "energy_l2": energy_l2}
@@ -100,11 +83,7 @@ class ContrastiveDivergence:
         others, x = x, x.clone().requires_grad_(True)
         for _ in range(self.kl_steps):
             (gradient,) = torch.autograd.grad(energy(x, *labels).sum(), x, create_graph=True)
-            x = x - self.step_size * (
-                gradient.clamp(-self.grad_clamp, self.grad_clamp) if self.grad_clamp else gradient
-            )
-            if self.bounds is not None:
-                x = x.clamp(*self.bounds)
+            x = (x - self.step_size * gradient.clamp(-self.grad_clamp, self.grad_clamp)).clamp(*self.bounds)
         end = x.detach().requires_grad_(True)
         e_end = energy(end, *labels)
         (slope,) = torch.autograd.grad(e_end.sum(), end)

@@ -4,8 +4,6 @@ Intervals are 95 % bootstrap intervals [low, high] from a NumPy generator. Of a 
 finite number of samples (the Fréchet distance) they are centred on the value: the bias stays, as in the value.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,11 +11,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor, nn
 
 from ebm.data import scaled
-from ebm.sampler import GROUP, frozen
+from ebm.sampler import GROUP, Energy, frozen, padded
 
 Array = NDArray[np.float64]
 Interval = list[float]  # [low, high]
-Energy = Callable[[Tensor], Tensor]
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -31,9 +28,7 @@ def in_batches(function: Energy, x: Tensor, batch_size: int = 256, device: str |
     """
     parts = []
     for part in x.split(max(batch_size // GROUP, 1) * GROUP):
-        count, missing = len(part), -len(part) % GROUP
-        part = torch.cat([part, part[:1].expand(missing, *part.shape[1:])])
-        parts.append(function(scaled(part.to(device)))[:count].cpu())
+        parts.append(function(scaled(padded(part).to(device)))[: len(part)].cpu())
     return torch.cat(parts)
 
 
@@ -182,14 +177,6 @@ def classification(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, 
 # --- samples --------------------------------------------------------------------------------------------------------
 
 
-class _AsTheyAre(nn.Identity):
-    """Tells torchmetrics that what it gets are features already."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-
 def frechet(real: Tensor, fake: Tensor) -> float:
     """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of features (N, D) and (M, D): the squared Fréchet distance of the
     Gaussians with their moments (Heusel et al. 2017). "FID" is its name with Inception's features alone.
@@ -200,7 +187,9 @@ def frechet(real: Tensor, fake: Tensor) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance  # takes a second to import
 
     _check_features(real, fake)
-    metric = FrechetInceptionDistance(feature=_AsTheyAre(real.shape[1]))
+    as_they_are = nn.Identity()
+    as_they_are.num_features = real.shape[1]  # type: ignore[assignment]
+    metric = FrechetInceptionDistance(feature=as_they_are)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     return max(float(metric.compute()), 0.0)

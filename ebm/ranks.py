@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ebm import check
+from ebm.buffer import OF_CHAINS
 
 T = TypeVar("T")
-OF_CHAINS = ("chains", "ages", "labels")  # of a buffer's state: one a chain
 
 
 class Ranks:

@@ -82,9 +82,7 @@ def denoised(x: Tensor, clean: Tensor) -> dict[str, Tensor]:
     footprints = (ndimage.generate_binary_structure(2, 1), np.ones((3, 3)), np.ones((5, 5)))
     medians = (torch.from_numpy(ndimage.median_filter(x.numpy(), footprint=area[None, None])) for area in footprints)
     settings = [(colour, space) for colour in (0.05, 0.1, 0.25, 0.5) for space in (1, 2, 3)]
-    bilateral = (
-        each(restoration.denoise_bilateral, x, sigma_color=colour, sigma_spatial=space) for colour, space in settings
-    )
+    bilateral = (each(restoration.denoise_bilateral, x, sigma_color=c, sigma_spatial=s) for c, s in settings)
     return {"median": best(medians, clean), "bilateral": best(bilateral, clean)}
 
 

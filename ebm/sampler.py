@@ -4,7 +4,7 @@ import functools
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ebm import check
-from ebm.compiled import NotCompilable, compiled_steps
+from ebm.compiled import Box, NotCompilable, Steps, compiled_steps
 
 # Convolution kernels for fewer images round otherwise: whatever is split, is split into multiples of this.
 GROUP = 16
 
 Energy = Callable[..., Tensor]  # E(x) or, with labels, E(x, y)
-# (x, noise of each step, step sizes, labels): x goes on in place
-Steps = Callable[[Tensor, Tensor, Sequence[float], Tensor | None], None]
 Generators = torch.Generator | Sequence[torch.Generator]
 Given = tuple[Tensor, Tensor]  # (mask, values)
 
@@ -54,17 +52,11 @@ class SGLD:
     """
 
     def __init__(
-        self,
-        steps: int = 60,
-        step_size: float = 10.0,
-        noise_std: float | str = 0.005,
-        grad_clamp: float | None = 0.03,
-        bounds: Sequence[float] | None = (-1.0, 1.0),
-        final_step_size: float | None = None,
-        final_noise_std: float | None = None,
-        threads: int | None = None,
-        backend: str = "auto",
-    ) -> None:
+        self, steps: int = 60, step_size: float = 10.0, noise_std: float | str = 0.005,
+        grad_clamp: float | None = 0.03, bounds: Sequence[float] | None = (-1.0, 1.0),
+        final_step_size: float | None = None, final_noise_std: float | None = None,
+        threads: int | None = None, backend: str = "auto",
+    ) -> None:  # fmt: skip
         self.steps = check.number("sampler.steps", steps, 0, integer=True)
         self.step_size = check.number("sampler.step_size", step_size, 0, open_low=True)
         self.final_step_size = step_size if final_step_size is None else final_step_size
@@ -77,9 +69,7 @@ class SGLD:
         self.noise_std = 0.0 if self.langevin else check.number("sampler.noise_std", noise_std, 0)
         self.final_noise_std = self.noise_std if final_noise_std is None else final_noise_std
         check.number("sampler.final_noise_std", self.final_noise_std, 0)
-        if grad_clamp is not None:
-            check.number("sampler.grad_clamp", grad_clamp, 0, open_low=True)
-        self.grad_clamp = grad_clamp
+        self.grad_clamp = check.optional("sampler.grad_clamp", grad_clamp, 0, open_low=True)
         if bounds is not None:
             if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
                 raise ValueError(f"sampler.bounds must be [low, high] or null, got {bounds!r}")
@@ -88,9 +78,7 @@ class SGLD:
                 raise ValueError(f"sampler.bounds must have low < high, got {bounds!r}")
             bounds = (low, high)
         self.bounds = bounds
-        if threads is not None:
-            check.number("sampler.threads", threads, 1, integer=True)
-        self.threads = threads
+        self.threads = check.optional("sampler.threads", threads, 1, integer=True)
         self.backend = check.choice("sampler.backend", backend, ("auto", "eager", "compile", "cuda_graph"))
         self._graphs: dict[Any, Steps] = {}  # of the last energy: recording one takes as long as some hundred steps
 
@@ -103,16 +91,10 @@ class SGLD:
         return step_size, self.noise_std + t * (self.final_noise_std - self.noise_std)
 
     def __call__(
-        self,
-        energy: Energy,
-        x: Tensor,
-        generator: Generators,
-        steps: int | None = None,
-        callback: Callable[[int, Tensor], Any] | None = None,
-        every: int = 1,
-        labels: Tensor | None = None,
-        given: Given | None = None,
-    ) -> Tensor:
+        self, energy: Energy, x: Tensor, generator: Generators, steps: int | None = None,
+        callback: Callable[[int, Tensor], Any] | None = None, every: int = 1,
+        labels: Tensor | None = None, given: Given | None = None,
+    ) -> Tensor:  # fmt: skip
         """Chains `x` (B, *shape) after `steps` steps (default: the sampler's); `x` itself is left alone.
 
         generator  one: step k's noise is `torch.randn(x.shape, generator=generator)`; or one a chain:
@@ -175,11 +157,8 @@ class SGLD:
         noise = memory[: len(block)]
         for step_noise, step in zip(noise, block, strict=True):
             noise_std = self.settings(step, steps)[1]
-            if isinstance(generator, torch.Generator):
-                step_noise.normal_(0, noise_std, generator=generator)
-            else:
-                for chain_noise, own in zip(step_noise, generator, strict=True):
-                    chain_noise.normal_(0, noise_std, generator=own)
+            for part, own in with_generators(step_noise, generator):
+                part.normal_(0, noise_std, generator=own)
         return noise
 
     def _start(
@@ -198,19 +177,16 @@ class SGLD:
 
     def run_as(self, energy: Energy, x: Tensor) -> tuple[str, Steps]:
         """(backend, its steps) for this energy, as it is now, and chains like `x`."""
-        eager = functools.partial(eager_steps, energy, self.grad_clamp, self.bounds)
-        backend = self.backend
+        steps, reason, backend = eager_steps(energy, self.grad_clamp, self.bounds), "", self.backend
         if backend == "auto":
             backend = {"cpu": "compile", "cuda": "cuda_graph"}.get(x.device.type, "eager")
         try:
-            steps: Steps = eager
             if backend == "compile":
                 steps = compiled_steps(energy, x, self.grad_clamp, self.bounds)
             elif backend == "cuda_graph":
-                steps = self._graph(energy, x, eager)
-            reason = ""
+                steps = self._graph(energy, x, steps)
         except NotCompilable as error:
-            backend, steps, reason = "eager", eager, f", because {error}"
+            backend, reason = "eager", f", because {error}"
         say_once(f"sampler.backend={self.backend}: {backend}{reason}")
         return backend, steps
 
@@ -234,38 +210,26 @@ class SGLD:
         return steps
 
 
-def eager_steps(
-    energy: Energy,
-    grad_clamp: float | None,
-    bounds: tuple[float, float] | None,
-    x: Tensor,
-    noise: Tensor,
-    step_sizes: Sequence[float],
-    labels: Tensor | None = None,
-) -> None:
+def eager_steps(energy: Energy, grad_clamp: float | None, bounds: Box) -> Steps:
     """The steps by autograd, x (B, *shape) in place; `noise` (steps, B, *shape) as it is to be added."""
-    with torch.no_grad():  # grad mode belongs to the thread
-        now = x
-        for step_noise, step_size in zip(noise, step_sizes, strict=True):
-            now = now + step_noise  # not in place: autograd would take another thread's chains for these
-            if bounds:
-                now.clamp_(*bounds)
-            now.requires_grad_(True)
-            with torch.enable_grad():
-                energies = energy(now) if labels is None else energy(now, labels)
-                (gradient,) = torch.autograd.grad(energies.sum(), now)
-            now = now.detach()
-            if grad_clamp:
-                gradient = gradient.clamp(-grad_clamp, grad_clamp)
-            now.sub_(gradient, alpha=step_size)
-            if bounds:
-                now.clamp_(*bounds)
-        x.copy_(now)
+    clamp, (low, high) = grad_clamp or math.inf, bounds or (-math.inf, math.inf)
+
+    def steps(x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None) -> None:
+        with torch.no_grad():  # grad mode belongs to the thread
+            now = x
+            for step_noise, step_size in zip(noise, step_sizes, strict=True):
+                now = now + step_noise  # not in place: autograd would take another thread's chains for these
+                now.clamp_(low, high).requires_grad_(True)
+                with torch.enable_grad():
+                    energies = energy(now) if labels is None else energy(now, labels)
+                    (gradient,) = torch.autograd.grad(energies.sum(), now)
+                now = now.detach().sub_(gradient.clamp(-clamp, clamp), alpha=step_size).clamp_(low, high)
+            x.copy_(now)
+
+    return steps
 
 
-def cuda_graph(
-    steps: Steps, x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None = None
-) -> Steps:
+def cuda_graph(steps: Steps, x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None) -> Steps:
     """`steps` for tensors like these, recorded: one launch instead of some forty a step."""
     own_x, own_noise, own_labels = x.clone(), noise.clone(), None if labels is None else labels.clone()
     side = torch.cuda.Stream(x.device)
@@ -278,7 +242,7 @@ def cuda_graph(
     with torch.cuda.graph(graph):
         steps(own_x, own_noise, step_sizes, own_labels)
 
-    def replay(x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None = None) -> None:
+    def replay(x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None) -> None:
         own_x.copy_(x)
         own_noise.copy_(noise)
         if own_labels is not None and labels is not None:
@@ -297,9 +261,7 @@ def say_once(line: str) -> None:
 @contextmanager
 def frozen(energy: Any) -> Iterator[None]:
     """`energy` in eval mode with parameters that need no gradient; each as it was found afterwards."""
-    if not isinstance(energy, nn.Module):
-        yield
-        return
+    energy = energy if isinstance(energy, nn.Module) else nn.Module()  # a function has neither
     modes = [(module, module.training) for module in energy.modules()]
     needs = [(parameter, parameter.requires_grad) for parameter in energy.parameters()]
     try:
@@ -332,12 +294,20 @@ def thread_pool(threads: int) -> ThreadPoolExecutor:
 
 def uniform_noise(shape: Sequence[int], generator: Generators) -> Tensor:
     """Noise (B, *shape) uniform in [−1, 1] on the generator's device; one generator, or one a chain as in SGLD."""
-    if isinstance(generator, torch.Generator):
-        return torch.empty(*shape, device=generator.device).uniform_(-1, 1, generator=generator)
-    x = torch.empty(*shape, device=generator[0].device)
-    for chain, own in zip(x, generator, strict=True):
-        chain.uniform_(-1, 1, generator=own)
+    x = torch.empty(*shape, device=(generator if isinstance(generator, torch.Generator) else generator[0]).device)
+    for part, own in with_generators(x, generator):
+        part.uniform_(-1, 1, generator=own)
     return x
+
+
+def with_generators(x: Tensor, generator: Generators) -> Iterable[tuple[Tensor, torch.Generator]]:
+    """`x` (B, *shape) with the one generator that fills it, or each chain with its own."""
+    return [(x, generator)] if isinstance(generator, torch.Generator) else zip(x, generator, strict=True)
+
+
+def padded(x: Tensor) -> Tensor:
+    """`x` (B, *shape), filled up to a multiple of GROUP by its first one."""
+    return torch.cat([x, x[:1].expand(-len(x) % GROUP, *x.shape[1:])])
 
 
 def chain_generators(seed: int, count: int, device: str | torch.device = "cpu") -> list[torch.Generator]:
@@ -347,16 +317,9 @@ def chain_generators(seed: int, count: int, device: str | torch.device = "cpu") 
 
 
 def trace_in_batches(
-    sampler: SGLD,
-    energy: Energy,
-    x: Tensor,
-    generators: Sequence[torch.Generator],
-    batch_size: int = 128,
-    every: int = 1,
-    steps: int | None = None,
-    labels: Tensor | None = None,
-    given: Given | None = None,
-) -> Tensor:
+    sampler: SGLD, energy: Energy, x: Tensor, generators: Sequence[torch.Generator], batch_size: int = 128,
+    every: int = 1, steps: int | None = None, labels: Tensor | None = None, given: Given | None = None,
+) -> Tensor:  # fmt: skip
     """`sampler.trace` of any number of chains, `batch_size` at a time on the generators' device: snapshots
     (T, B, *shape) on the CPU. The result does not depend on `batch_size`, which is rounded down to a multiple
     of GROUP (at least GROUP), and the last batch is filled up to one. `given` as in SGLD, of all the chains.
@@ -364,8 +327,7 @@ def trace_in_batches(
     batch_size = max(batch_size // GROUP, 1) * GROUP
 
     def batch(x: Tensor, start: int) -> Tensor:
-        part = x[start : start + batch_size]
-        return torch.cat([part, part[:1].expand(-len(part) % GROUP, *part.shape[1:])]).to(generators[0].device)
+        return padded(x[start : start + batch_size]).to(generators[0].device)
 
     parts = []
     for start in range(0, len(x), batch_size):

@@ -10,14 +10,9 @@ from ebm.sampler import SGLD, frozen
 
 
 def chain_statistics(
-    sampler: SGLD,
-    energy: nn.Module,
-    buffer: ReplayBuffer,
-    x_data: Tensor,
-    x_model: Tensor,
-    y_model: Tensor | None = None,
+    sampler: SGLD, energy: nn.Module, buffer: ReplayBuffer, x_data: Tensor, x_model: Tensor, y: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Scalars of the chains x_model (B, *shape), with labels or without, that a training step ended with, and of the
+    """Scalars of the chains x_model (B, *shape), with labels y or without, that a training step ended with, and of the
     buffer at rest:
 
     age_mean, age_median         SGLD steps that the buffer's chains have lived
@@ -28,7 +23,7 @@ def chain_statistics(
     The one gradient this takes is outside the SGLD loop, on 32 chains, so that the loop stays bare.
     """
     step_size, noise_std = sampler.settings(0, max(sampler.steps, 2))
-    labels = () if y_model is None else (y_model[:32],)
+    labels = () if y is None else (y[:32],)
     with frozen(energy):
         _, gradient = value_and_gradient(lambda x: energy(x, *labels), x_model[:32])
     clamp = sampler.grad_clamp or math.inf
