@@ -242,7 +242,7 @@ def sample(cfg: DictConfig) -> None:
     check.optional("steps", cfg.steps, 1, integer=True)
     check.number("seed", cfg.seed, 0, 2**63 - 2, integer=True)
     levels = list(cfg.noise_std) if OmegaConf.is_list(cfg.noise_std) else [cfg.noise_std]
-    if levels == [None]:
+    if levels in ([], [None]):
         levels = [0.3 if cfg.init == "denoise" else 0.0]
     for level in levels:
         check.number("noise_std", level, 0)

@@ -50,6 +50,11 @@ class ReplayBuffer:
             if class_means is None:
                 raise ValueError("buffer.init=class_means needs class_means, the data's")
             self.class_means = class_means().to(generator.device)
+            if classes not in (None, len(self.class_means)):
+                raise ValueError(
+                    f"buffer.init=class_means needs images of each class, got {len(self.class_means)} means for "
+                    f"energy.classes={classes}"
+                )
         self.affine = dict(augment or {})
         self.augment_probability = check.number("buffer.augment.probability", self.affine.pop("probability", 0.0), 0, 1)
         for name, value in self.affine.items():

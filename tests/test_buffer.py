@@ -86,6 +86,8 @@ def test_start_is_uniform_noise_or_noisy_class_means():
     per_chain = buffer.chains.mean(dim=(1, 2, 3))
     assert bool((per_chain.abs() - 0.5).abs().max() < 0.2)
     assert 0.4 < (per_chain > 0).float().mean() < 0.6
+    with pytest.raises(ValueError, match=r"2 means for energy\.classes=3"):
+        ReplayBuffer((1, 4, 4), generator(), init="class_means", class_means=lambda: means, classes=3)
 
 
 def test_state_goes_on_alike():
