@@ -122,6 +122,8 @@ GROUPS = {
     "experiment": {
         "quick": [],
         "tutorial": ["data.root={root}", "buffer.capacity=256", "buffer.initial=16"],
+        "joint": ["data.root={root}"],
+        "outliers": ["data.root={root}", "energy.hidden=4"],
         **{name: [] for name in ("density", "convergent", "nonconvergent", "hybrid")},
     },
     "guard": {"default": []},

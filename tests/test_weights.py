@@ -38,9 +38,11 @@ def test_a_name_that_is_none(tmp_path):
 def test_their_figures_are_found_again(name, data_root, tmp_path):
     beside = json.loads((checkpoint.WEIGHTS / f"{name}.json").read_text())
     data = "fashion_mnist" if name.startswith("fashion_mnist") else "mnist"
+    samples = "samples," if data == "mnist" else ""  # another classifier would take a minute to train
     result = run(
         "evaluate.py", f"checkpoint={name}", f"data={data}", f"data.root={data_root}", f"out={tmp_path / 'out'}",
-        "evaluation.parts=[ood,samples,classification]", "ood.scores=[]", "ood.sets=[rotated90,halves,mnist,fashion_mnist]",
+        f"evaluation.parts=[ood,{samples}classification]", "ood.scores=[]",
+        "ood.sets=[rotated90,halves,mnist,fashion_mnist]",
         "samples.count=256", "samples.steps=[64]", "bootstrap=2", "wandb.mode=disabled",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -50,8 +52,9 @@ def test_their_figures_are_found_again(name, data_root, tmp_path):
     assert len(again) >= 5  # and train and test
     for key in again:  # another machine rounds otherwise
         assert numbers[key] == pytest.approx(beside["figures"][key], abs=2e-3), key
-    low, high = beside["figures"]["frechet/classifier-n256/64/ci95"]
-    assert low - (high - low) < numbers["frechet/classifier-n256/64"] < high + (high - low)
+    if samples:
+        low, high = beside["figures"]["frechet/classifier-n256/64/ci95"]
+        assert low - (high - low) < numbers["frechet/classifier-n256/64"] < high + (high - low)
 
 
 def test_the_package_takes_them_along():
