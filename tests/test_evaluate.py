@@ -21,7 +21,7 @@ from ebm.energies import ConvEnergy, MLPEnergy
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared"
 ROOT = Path(os.environ.get("EBM_DATA", SHARED / "data"))
-TUTORIAL = SHARED / "tutorial" / "MNIST.ckpt"
+TUTORIAL = Path(os.environ.get("EBM_TUTORIAL", SHARED / "tutorial")) / "MNIST.ckpt"
 SMALL = [
     "bootstrap=20",
     "samples.count=16",
