@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from ebm import check
-from ebm.metrics import Energy, value_and_gradient
-from ebm.sampler import frozen
-
-Box = Sequence[float] | None  # [low, high]
+from ebm.compiled import Box
+from ebm.metrics import value_and_gradient
+from ebm.sampler import Energy, frozen
 
 
 @dataclass

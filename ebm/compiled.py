@@ -27,7 +27,7 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 INT, DOUBLE, POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 Pair = tuple[int, int]
-Box = tuple[float, float] | None
+Box = Sequence[float] | None  # [low, high]
 # (x, noise of each step, step sizes, labels): x goes on in place
 Steps = Callable[[Tensor, Tensor, Sequence[float], Tensor | None], None]
 
