@@ -134,7 +134,7 @@ def write(
     arrays = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
     np.savez_compressed(out / "samples.npz", **arrays)  # type: ignore[arg-type]
     print(f"samples      {out / 'samples.npz'}  {tuple(samples.shape)} in [-1, 1]")
-    if labels is not None and len(labels) > len(rows := labels.unique()):  # a row a class, as many of each
+    if labels is not None and len(labels) > len(rows := labels.unique()) > 1:  # a row a class, as many of each
         columns = int(labels.bincount()[rows].amin())
         samples = torch.cat([samples[labels == label][:columns] for label in rows])
     if samples.dim() == 4:
