@@ -387,15 +387,15 @@ def classification(ev: Evaluation) -> None:
         return
     labels = torch.arange(classes, device=ev.device)
     with torch.no_grad():
-        logits = metrics.in_batches(lambda x: -energy(x, labels.expand(len(x), -1)), data.test, **ev.how)
-    found = metrics.classification(logits, data.test_labels)
+        every = metrics.in_batches(lambda x: energy(x, labels.expand(len(x), -1)), data.test, **ev.how)
+    found = metrics.classification(-every / getattr(energy, "temperature", 1.0), data.test_labels)
     for name in ("accuracy", "confidence", "nll"):
         ev.put_mean(f"classification/{name}", found[name])
     ev.put("classification/calibration_error", found["calibration_error"].item())
     caption = "Share of right labels by confidence, max p(y | x); a calibrated classifier lies on the diagonal."
     ev.draw("reliability.png", caption, figures.reliability, found["confidence"], found["accuracy"])
     columns = {name: f"classification/{name}" for name in ("accuracy", "confidence", "nll", "calibration_error")}
-    note = "p(y | x) = softmax(−E(x, y)); calibration error: mean of |accuracy − confidence| over 15 bins of confidence"
+    note = "p(y | x) = softmax(−E(x, y)/T); calibration error: mean of |accuracy − confidence|, 15 bins of confidence"
     ev.section("Classification", ["set"], columns, {"": [f"{data.name} test"]}, [note])
 
 

@@ -52,7 +52,7 @@ class Work(ctypes.Structure):
     _fields_ = [
         *(("layers", INT), ("layer", POINTER), ("pixels", INT), ("channels", INT), ("chains", INT), ("x", POINTER)),
         *(("noise", POINTER), ("stride", INT), ("steps", INT), ("step_sizes", POINTER), ("labels", POINTER)),
-        *((name, DOUBLE) for name in ("grad_clamp", "low", "high")),
+        *((name, DOUBLE) for name in ("temperature", "grad_clamp", "low", "high")),
         ("workspace", POINTER),
     ]
 
@@ -229,7 +229,7 @@ def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box
             *(len(work), ctypes.addressof(work), math.prod(shape[1:]), shape[0], len(x), x.data_ptr()),
             *(noise.data_ptr(), noise.stride(0), len(noise), ctypes.addressof(sizes)),
             None if labels is None else labels.data_ptr(),
-            *(math.inf if grad_clamp is None else grad_clamp, low, high),
+            *(getattr(energy, "temperature", 1.0), math.inf if grad_clamp is None else grad_clamp, low, high),
             -(-workspace.data_ptr() // vector_bytes) * vector_bytes,
         )
         function(ctypes.byref(job))

@@ -14,15 +14,17 @@ class Network(nn.Module):
     """What the energies below share: `outputs` f: x (B, *shape) → (B, 1), the energy, or with `classes` (B, classes),
     which is the chain of `layers` where a class has no other.
 
-    With classes, E(x, y) = −f(x)[y], E(x) = −log Σ_y exp f(x)[y] and p(y | x) = softmax f(x): a classifier is an energy
-    of images and labels (Grathwohl et al. 2020, "JEM", section 3).
+    With classes p(x, y) ∝ exp(−E(x, y)/T), T the `temperature`: E(x, y) = −f(x)[y], E(x) = −T·log Σ_y exp(f(x)[y]/T)
+    and p(y | x) = softmax(f(x)/T). With T = 1 a classifier is an energy of images and labels (Grathwohl et al. 2020,
+    "JEM", section 3); with less, energies stay small where the classifier is sure.
     """
 
     layers: nn.Sequential
 
-    def __init__(self, shape: tuple[int, ...], classes: int | None) -> None:
+    def __init__(self, shape: tuple[int, ...], classes: int | None, temperature: float) -> None:
         super().__init__()
         self.shape = shape
+        self.temperature = check.number("energy.temperature", temperature, 0, open_low=True)
         self.classes: int | None = check.optional("energy.classes", classes, 2, integer=True)
 
     def chain(self) -> nn.Module | None:
@@ -38,7 +40,8 @@ class Network(nn.Module):
             raise ValueError(f"the energy takes a batch of {self.shape}, got {tuple(x.shape)}")
         outputs = self.outputs(x)
         if labels is None:
-            return outputs.squeeze(-1) if self.classes is None else -outputs.logsumexp(dim=1)
+            T = self.temperature
+            return outputs.squeeze(-1) if self.classes is None else -T * (outputs / T).logsumexp(dim=1)
         if self.classes is None:
             raise ValueError("labels need an energy with classes (energy.classes)")
         return -outputs.gather(1, labels.view(len(x), -1)).view(labels.shape)
@@ -58,8 +61,10 @@ class ConvEnergy(Network):
     SiLU, because the energy is differentiated with respect to the image and wants to be smooth.
     """
 
-    def __init__(self, shape: Sequence[int] = (1, 28, 28), hidden: int = 32, classes: int | None = None) -> None:
-        super().__init__(check.image_shape("energy.shape", shape), classes)
+    def __init__(
+        self, shape: Sequence[int] = (1, 28, 28), hidden: int = 32, classes: int | None = None, temperature: float = 1.0
+    ) -> None:  # fmt: skip
+        super().__init__(check.image_shape("energy.shape", shape), classes, temperature)
         h = check.number("energy.hidden", hidden, 2, integer=True)
         channels, height, width = self.shape
         sizes = [channels, h // 2, h, 2 * h, 2 * h]
@@ -122,8 +127,9 @@ class ResNetEnergy(Network):
     def __init__(
         self, shape: Sequence[int] = (1, 28, 28), width: int = 32, levels: int = 3, blocks: int = 1,
         spectral_norm: bool = False, attention: bool = False, scales: int = 1, classes: int | None = None,
+        temperature: float = 1.0,
     ) -> None:  # fmt: skip
-        super().__init__(check.image_shape("energy.shape", shape), classes)
+        super().__init__(check.image_shape("energy.shape", shape), classes, temperature)
         check.number("energy.width", width, 1, integer=True)
         check.number("energy.blocks", blocks, 0, integer=True)
         most = int(math.log2(min(self.shape[1:])))  # the last level keeps a pixel
@@ -167,9 +173,11 @@ class MLPEnergy(Network):
     """Linear layers with SiLU between, for vectors: x (B, D), or any (B, *shape), flattened → E(x) (B,)."""
 
     def __init__(
-        self, shape: Sequence[int] = (2,), hidden: int = 128, depth: int = 3, classes: int | None = None
-    ) -> None:
-        super().__init__(tuple(check.number("energy.shape", size, 1, integer=True) for size in shape), classes)
+        self, shape: Sequence[int] = (2,), hidden: int = 128, depth: int = 3, classes: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:  # fmt: skip
+        whole = tuple(check.number("energy.shape", size, 1, integer=True) for size in shape)
+        super().__init__(whole, classes, temperature)
         check.number("energy.hidden", hidden, 1, integer=True)
         check.number("energy.depth", depth, 1, integer=True)
         sizes = [math.prod(self.shape)] + [hidden] * depth

@@ -1,6 +1,6 @@
 """Losses: (energy, x_data, x_model, generator) → (scalar, logs): named scalars, and `e_model` (B,), E(x_model)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ebm import check
+from ebm.buffer import check_affine, random_affine
 
 
 class ContrastiveDivergence:
@@ -24,15 +25,21 @@ class ContrastiveDivergence:
                    the negatives go `kl_steps` steps further, without noise but with `step_size` and `grad_clamp`, to
                    x'(θ), and kl_weight·(mean E(x') − entropy_weight·mean log ‖x' − nearest other negative‖) is added,
                    with respect to x' alone: the sampler's steps are to lead to low energies, and not together
-    classification_weight  of mean −log p(y⁺ | x⁺), where there are labels: E is then E(x, y) of image and label, and
-                   both terms together are the negative log-likelihood of p(x | y) and p(y | x) (Grathwohl et al. 2020,
-                   "JEM", section 4)
+    classification_weight  of T·mean −log p(y⁺ | x⁺), T the energy's temperature, where there are labels: E is then
+                   E(x, y) of image and label, and both terms together are T times the negative log-likelihood of
+                   p(x | y) and p(y | x) (Grathwohl et al. 2020, "JEM", section 4)
+    contrast       weight·T·mean log(1 + exp((E(x⁺) − E(x̃))/T)) with twins x̃ of the data, images turned, scaled, shifted
+                   and mirrored by `random_affine` with the rest of its settings: the energy is to tell which of the two
+                   is real (conditional noise-contrastive estimation, Ceylan & Gutmann 2018, section 2). It fades where
+                   it can tell, and leaves the chains alone. x⁺ is turned and scaled, too, by `jitter` times as much, so
+                   that interpolated pixels do not tell it
     """
 
     def __init__(
         self, alpha: float = 0.1, noise_std: float = 0.005, bounds: Sequence[float] | None = (-1.0, 1.0),
         energy_clamp: float | None = None, kl_weight: float = 0.0, kl_steps: int = 1, entropy_weight: float = 0.1,
         step_size: float = 10.0, grad_clamp: float | None = 0.03, classification_weight: float = 1.0,
+        contrast: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         self.alpha = check.number("loss.alpha", alpha, 0)
         self.noise_std = check.number("loss.noise_std", noise_std, 0)
@@ -42,6 +49,8 @@ class ContrastiveDivergence:
         self.kl_steps = check.number("loss.kl_steps", kl_steps, 1, integer=True)
         self.entropy_weight = check.number("loss.entropy_weight", entropy_weight, 0)
         self.step_size, self.grad_clamp = step_size, grad_clamp or torch.inf
+        self.affine = check_affine("loss.contrast", contrast)
+        self.contrast_weight, self.jitter = (self.affine.pop(name, 0.0) for name in ("weight", "jitter"))
         self.classification_weight = check.number("loss.classification_weight", classification_weight, 0)
 
     def __call__(
@@ -50,20 +59,21 @@ class ContrastiveDivergence:
     ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """(loss, logs), for data and negatives with labels y (B,) or without.
 
-        loss = logs["cd"] + logs["energy_l2"] + logs["kl"] + logs["classification"], the last two where there are such;
-        a score is −E; logs["e_model"] is E of the negatives (B,)."""
+        loss = logs["cd"] + logs["energy_l2"] + logs["kl"] + logs["classification"] + logs["contrast"], the last three
+        where there are such; a score is −E; logs["e_model"] is E of the negatives (B,)."""
         noise = torch.empty_like(x_data).normal_(0, self.noise_std, generator=generator)
         x_data = (x_data + noise).clamp(*self.bounds)
         x, logs = torch.cat([x_data, x_model]), {}
+        module: Any = getattr(energy, "module", energy)  # DistributedDataParallel is called once a step
+        temperature = getattr(module, "temperature", 1.0)
         if y_data is None or y_model is None:
             energies = energy(x)
         else:
-            module: Any = getattr(energy, "module", energy)
             labels = torch.arange(module.classes, device=x.device)
             every = energy(x, labels.expand(len(x), -1))  # E(x, y) for all y
             energies = every.gather(1, torch.cat([y_data, y_model]).unsqueeze(1)).squeeze(1)
-            logits = -every[: len(x_data)]
-            logs["classification"] = self.classification_weight * functional.cross_entropy(logits, y_data)
+            logits, weight = -every[: len(x_data)] / temperature, temperature * self.classification_weight
+            logs["classification"] = weight * functional.cross_entropy(logits, y_data)
             logs["accuracy"] = (logits.argmax(dim=1) == y_data).float().mean()
         e_data, e_model = energies[: len(x_data)], energies[len(x_data) :]
         limit = self.energy_clamp
@@ -71,14 +81,25 @@ class ContrastiveDivergence:
         energy_l2 = self.alpha * (e_data.square().mean() + e_model.square().mean())
         logs |= {"cd": cd, "energy_l2": energy_l2}
         if self.kl_weight:
-            logs["kl"] = self.kl_weight * self.kl(energy, x_model, y_model)
-        loss = sum((logs[name] for name in ("energy_l2", "kl", "classification") if name in logs), cd)
+            logs["kl"] = self.kl_weight * self.kl(module, x_model, y_model)
+        if self.contrast_weight:
+            ratio = self.log_ratio(module, x_data, generator) / temperature
+            logs["contrast"] = self.contrast_weight * temperature * functional.softplus(-ratio).mean()
+            logs["contrast_accuracy"] = (ratio > 0).float().mean()
+        loss = sum((logs[name] for name in ("energy_l2", "kl", "classification", "contrast") if name in logs), cd)
         logs |= {"loss": loss, "score_real": -e_data.mean(), "score_fake": -e_model.mean(), "e_model": e_model}
         return loss, {name: value.detach() for name, value in logs.items()}
 
+    def log_ratio(self, energy: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+        """E(x̃) − E(x) (B,) of images x (B, C, H, W), jittered, and their twins x̃. Raises ValueError for other data."""
+        if x.dim() != 4:
+            raise ValueError(f"loss.contrast.weight must be 0 for data of shape {tuple(x.shape[1:])}: it turns images")
+        slight = {name: self.jitter * value for name, value in self.affine.items() if name != "flip"}
+        pair = torch.cat([random_affine(x, generator, **by) for by in (slight, self.affine)])
+        return energy(pair).view(2, -1).diff(dim=0)[0]
+
     def kl(self, energy: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
         """mean E(x'(θ)) − entropy_weight·mean log(distance of x' to the nearest other x); gradient through x' alone."""
-        energy = getattr(energy, "module", energy)  # DistributedDataParallel is called once a step
         labels = () if y is None else (y,)
         others, x = x, x.clone().requires_grad_(True)
         for _ in range(self.kl_steps):

@@ -48,7 +48,7 @@ template <class T> struct Work {
     int64_t stride, steps;
     const double *step_sizes;
     const int64_t *labels;        // [chains], or null
-    double grad_clamp, low, high;
+    double temperature, grad_clamp, low, high;
     T *workspace;                 // aligned to BYTES: the image; output and slope (then gradient and slope) a layer
 };
 
@@ -147,11 +147,11 @@ template <class T> static void sgld(const Work<T> &work) {
                 ins = layer.channels;
             }
 
-            const V *gradient = &one;  // of the energy by the outputs: E(x, y) = -f[y], E(x) = -log sum exp f
+            const V *gradient = &one;  // of the energy by the outputs: E(x, y) = -f[y], E(x) = -t log sum exp f/t
             if (outputs > 1) {
                 V *f = x + work.layer[last].out, highest = f[0], sum = {};
                 for (int64_t c = 1; c < outputs; c++) highest = f[c] > highest ? f[c] : highest;
-                for (int64_t c = 0; c < outputs; c++) sum += f[c] = exponential<T>(f[c] - highest);
+                for (int64_t c = 0; c < outputs; c++) sum += f[c] = exponential<T>((f[c] - highest) / T(work.temperature));
                 for (int64_t c = 0; c < outputs; c++) f[c] /= -sum;
                 if (work.labels)
                     for (int64_t c = 0; c < outputs; c++)

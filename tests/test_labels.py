@@ -1,4 +1,4 @@
-"""Energies with classes: E(x, y) = −f(x)[y], E(x) = −log Σ_y exp f(x)[y], through sampler, buffer, loss and scripts."""
+"""Energies with classes: E(x, y) = −f(x)[y], E(x) = −T·log Σ_y exp(f(x)[y]/T), from sampler to scripts."""
 
 import json
 
@@ -20,8 +20,10 @@ from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy, labels_in_turn
 from ebm.losses import ContrastiveDivergence
 from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
 
-JOINT = ["energy.classes=10", "energy.hidden=4", "sampler.steps=2", "buffer.capacity=40", "train.batch_size=20",
-         "train.max_steps=7", "train.sample_steps=4", "device=cpu", "wandb.mode=disabled"]  # fmt: skip
+JOINT = [
+    "energy.classes=10", "energy.temperature=0.1", "energy.hidden=4", "sampler.steps=2", "buffer.capacity=40",
+    "train.batch_size=20", "train.max_steps=7", "train.sample_steps=4", "device=cpu", "wandb.mode=disabled",
+]  # fmt: skip
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -39,37 +41,42 @@ class Gaussians(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [ConvEnergy, ResNetEnergy, MLPEnergy])
-def test_energies_by_hand(kind):
+@pytest.mark.parametrize("temperature", [1, 0.1])
+def test_energies_by_hand(kind, temperature):
     torch.manual_seed(0)
-    energy, x = kind((1, 8, 8), classes=4), torch.rand(5, 1, 8, 8, requires_grad=True)
+    energy = kind((1, 8, 8), classes=4, temperature=temperature)
+    x = torch.rand(5, 1, 8, 8, requires_grad=True)
     f, y = energy.outputs(x), torch.tensor([3, 0, 1, 2, 3])
     assert f.shape == (5, 4)
-    torch.testing.assert_close(energy(x), -f.exp().sum(dim=1).log())
+    torch.testing.assert_close(energy(x), -temperature * (f / temperature).exp().sum(dim=1).log())
     torch.testing.assert_close(energy(x, y), torch.stack([-f[i, y[i]] for i in range(5)]))
     torch.testing.assert_close(energy(x, torch.arange(4).expand(5, 4)), -f)
-    # ∇E(x) is the mean of ∇E(x, y) over p(y | x) = softmax f(x)
+    # ∇E(x) is the mean of ∇E(x, y) over p(y | x) = softmax(f(x)/T)
     (marginal,) = torch.autograd.grad(energy(x).sum(), x)
     weighted = torch.zeros_like(x)
     for label in range(4):
         (gradient,) = torch.autograd.grad(energy(x, torch.full((5,), label)).sum(), x)
-        weighted += f.softmax(dim=1)[:, label].detach().view(5, 1, 1, 1) * gradient
+        weighted += (f / temperature).softmax(dim=1)[:, label].detach().view(5, 1, 1, 1) * gradient
     torch.testing.assert_close(marginal, weighted)
     with pytest.raises(ValueError, match=r"labels need an energy with classes \(energy\.classes\)"):
         kind((1, 8, 8))(x, y)
     with pytest.raises(ValueError, match=r"energy\.classes must be"):
         kind((1, 8, 8), classes=1)
+    with pytest.raises(ValueError, match=r"energy\.temperature must be a number > 0, got 0"):
+        kind((1, 8, 8), classes=4, temperature=0)
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     classes=st.integers(2, 20), chains=st.integers(1, 40), labelled=st.booleans(), seed=st.integers(0, 99),
     threads=st.integers(1, 3), kind=st.sampled_from([ConvEnergy, ResNetEnergy, MLPEnergy]),
+    temperature=st.floats(0.01, 10),
 )  # fmt: skip
-def test_compiled_steps_are_those_of_autograd(classes, chains, labelled, seed, threads, kind):
+def test_compiled_steps_are_those_of_autograd(classes, chains, labelled, seed, threads, kind, temperature):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         width = {"width": 8} if kind is ResNetEnergy else {"hidden": 8}
-        energy = kind((1, 8, 8), classes=classes, **width).double()
+        energy = kind((1, 8, 8), classes=classes, temperature=temperature, **width).double()
     x = torch.rand(chains, 1, 8, 8, generator=generator(seed), dtype=torch.float64) * 2 - 1
     labels = torch.randint(classes, (chains,), generator=generator(seed)) if labelled else None
     ends = [
@@ -116,16 +123,16 @@ def test_the_buffer_keeps_labels(policy):
 
 def test_the_loss_by_hand():
     torch.manual_seed(0)
-    energy = MLPEnergy((2,), hidden=8, classes=3)
+    energy = MLPEnergy((2,), hidden=8, classes=3, temperature=0.2)
     x_data, x_model = torch.rand(4, 2), torch.rand(4, 2)
     y_data, y_model = torch.tensor([0, 2, 1, 1]), torch.tensor([1, 1, 0, 2])
     loss_function = ContrastiveDivergence(alpha=0.1, noise_std=0, classification_weight=0.5)
     loss, logs = loss_function(energy, x_data, x_model, generator(), y_data, y_model)
     e_data, e_model = energy(x_data, y_data), energy(x_model, y_model)
-    cross_entropy = -energy.outputs(x_data).softmax(dim=1)[range(4), y_data].log().mean()
-    by_hand = e_data.mean() - e_model.mean() + 0.1 * (e_data**2 + e_model**2).mean() + 0.5 * cross_entropy
+    cross_entropy = -(energy.outputs(x_data) / 0.2).softmax(dim=1)[range(4), y_data].log().mean()
+    by_hand = e_data.mean() - e_model.mean() + 0.1 * (e_data**2 + e_model**2).mean() + 0.2 * 0.5 * cross_entropy
     torch.testing.assert_close(loss, by_hand)
-    torch.testing.assert_close(logs["classification"], 0.5 * cross_entropy.detach())
+    torch.testing.assert_close(logs["classification"], 0.2 * 0.5 * cross_entropy.detach())
     torch.testing.assert_close(logs["e_model"], e_model.detach())
 
 
@@ -161,6 +168,8 @@ def test_joint_training_keeps_labels_and_is_evaluated(tmp_path):
     digits = mnist5k()
     predicted = energy.outputs(scaled(digits.test)).argmax(dim=1)
     assert found["classification/accuracy"] == (predicted == digits.test_labels).double().mean()
+    nll = log_loss(digits.test_labels, (energy.outputs(scaled(digits.test)).detach().double() / 0.1).softmax(dim=1))
+    assert found["classification/nll"] == pytest.approx(nll, abs=1e-5)
     assert (folder / "evaluation/classification/reliability.png").is_file()
 
     # samples of one class are those of E(x, 7), and of all classes a row each

@@ -75,6 +75,40 @@ def test_kl_term_against_calculus(steps):
     assert gradient.item() == pytest.approx(weight * want.item())
 
 
+def test_contrast_against_a_computation_by_hand():
+    """Twins are mirror images: log(1 + exp((E(x) − E(mirrored x))/T))·T, and log 2 where nothing turns them."""
+
+    class Tilt(torch.nn.Module):
+        temperature = 0.5
+
+        def forward(self, x):
+            return (x * torch.linspace(-1, 1, 16).view(4, 4)).flatten(1).sum(dim=1)
+
+    x = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for contrast, twins in (({"flip": 1.0, "jitter": 0.1}, x.flip(-1)), ({"jitter": 0.0}, x)):
+        loss_function = ContrastiveDivergence(0.0, 0.0, contrast={"weight": 0.7, **contrast})
+        loss, logs = loss_function(Tilt(), x, x, torch.Generator().manual_seed(0))
+        by_hand = 0.7 * 0.5 * (1 + ((Tilt()(x) - Tilt()(twins)) / 0.5).exp()).log().mean()
+        torch.testing.assert_close(logs["contrast"], by_hand)
+        torch.testing.assert_close(loss, by_hand)
+        assert logs["contrast_accuracy"] == (Tilt()(x) < Tilt()(twins)).float().mean()
+    with pytest.raises(ValueError, match=r"loss\.contrast\.weight must be 0 for data of shape \(2,\)"):
+        loss_function(lambda x: x.sum(dim=1), torch.ones(3, 2), torch.ones(3, 2), torch.Generator())
+
+
+@pytest.mark.parametrize("jitter, right", [(0.0, 1.0), (1.0, 0.5)])
+def test_jitter_takes_away_the_cue_of_interpolation(jitter, right):
+    """An energy that sees only how smooth an image is tells twins by it, unless the real ones are turned as well."""
+
+    def roughness(x):
+        return -(x.diff(dim=-1).square().flatten(1).sum(dim=1))
+
+    x = torch.randint(2, (400, 1, 8, 8), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
+    loss_function = ContrastiveDivergence(contrast={"weight": 1.0, "rotation": 45, "jitter": jitter})
+    _, logs = loss_function(roughness, x, x, torch.Generator().manual_seed(1))
+    assert logs["contrast_accuracy"].item() == pytest.approx(right, abs=0.08)
+
+
 def test_schedules():
     assert [ExponentialDecay(0.97)(epoch, 0.5) for epoch in (0, 1, 2)] == pytest.approx([1, 0.97, 0.97**2])
     assert [PolynomialDecay(0.1, 1)(9, progress) for progress in (0, 0.5, 1)] == pytest.approx([1, 0.55, 0.1])
@@ -88,6 +122,8 @@ def test_schedules():
         (lambda: ContrastiveDivergence(noise_std="a"), "loss.noise_std"),  # type: ignore[arg-type]
         (lambda: ContrastiveDivergence(energy_clamp=0), "loss.energy_clamp"),
         (lambda: ContrastiveDivergence(kl_steps=0), "loss.kl_steps"),
+        (lambda: ContrastiveDivergence(contrast={"weight": -1}), "loss.contrast.weight"),
+        (lambda: ContrastiveDivergence(contrast={"rotation": 181}), "loss.contrast.rotation"),
         (lambda: adam([], lr=0), "optimizer.lr"),
         (lambda: adam([], beta1=1.0), "optimizer.beta1"),
         (lambda: ExponentialDecay(0), "scheduler.gamma"),

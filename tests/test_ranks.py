@@ -48,14 +48,15 @@ def energy_and_batch() -> tuple[ConvEnergy, torch.Tensor, torch.Tensor]:
     return energy, torch.rand(16, 1, 8, 8, generator=generator), torch.rand(16, 1, 8, 8, generator=generator)
 
 
+LOSS = ContrastiveDivergence(noise_std=0, kl_weight=0.5, entropy_weight=0, contrast={"weight": 0.5, "flip": 1.0})
+
+
 def half_a_step(folder: Path) -> None:
     with ranks.Ranks() as own:
         energy, data, model = energy_and_batch()
         mine = slice(own.rank, None, own.size)
         averaged = own.wrap(energy)
-        loss, _ = ContrastiveDivergence(noise_std=0, kl_weight=0.5, entropy_weight=0)(
-            averaged, data[mine], model[mine], torch.Generator()
-        )
+        loss, _ = LOSS(averaged, data[mine], model[mine], torch.Generator())
         loss.backward()
         torch.save({name: p.grad for name, p in energy.named_parameters()}, folder / f"{own.rank}.pt")
 
@@ -63,9 +64,7 @@ def half_a_step(folder: Path) -> None:
 def test_the_averaged_gradient_is_that_of_the_whole_batch(tmp_path):
     together(2, half_a_step, tmp_path)
     energy, data, model = energy_and_batch()
-    loss, _ = ContrastiveDivergence(noise_std=0, kl_weight=0.5, entropy_weight=0)(
-        energy, data, model, torch.Generator()
-    )
+    loss, _ = LOSS(energy, data, model, torch.Generator())
     loss.backward()
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, parameter in energy.named_parameters():

@@ -157,11 +157,12 @@ def test_every_config_trains_two_steps(group, option, tmp_path, request):
 
 
 def test_training_options_together(tmp_path):
-    """KL term, energy clamp, augmented chains from class means, annealed steps, warm-ups; a residual network."""
+    """KL term, contrast, energy clamp, augmented chains from class means, annealed steps, warm-ups; a residual net."""
     path = tmp_path / "run"
     result = run(
         "train.py", "energy=resnet", "energy.width=2", "energy.spectral_norm=true", "energy.attention=true",
         "energy.scales=2", "loss.alpha=0", "loss.energy_clamp=1", "loss.kl_weight=0.3", "loss.kl_steps=2",
+        "loss.contrast.weight=0.5", "loss.contrast.rotation=90", "loss.contrast.flip=0.5",
         "buffer.init=class_means", "buffer.reinit_probability=0", "buffer.capacity=16", "train.batch_size=16",
         "buffer.augment.probability=0.5", "sampler.steps=5", "sampler.final_step_size=5",
         "sampler.final_noise_std=0.001",
@@ -173,7 +174,8 @@ def test_training_options_together(tmp_path):
     logged = [line for line in records(path) if "train/lr" in line]
     assert [line["train/lr"] for line in logged] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
     assert all(line["train/energy_l2"] == 0 for line in logged)
-    assert all(line["train/loss"] == pytest.approx(line["train/cd"] + line["train/kl"], abs=1e-5) for line in logged)
+    for line in logged:
+        assert line["train/loss"] == pytest.approx(sum(line[f"train/{n}"] for n in ("cd", "kl", "contrast")), abs=1e-5)
     assert load(path)["buffer"]["ages"].tolist() == [2 + 3 + 4 + 5 + 5 + 5] * 16  # K from 1 to 5 over four steps
 
 
