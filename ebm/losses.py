@@ -28,11 +28,12 @@ class ContrastiveDivergence:
     classification_weight  of T·mean −log p(y⁺ | x⁺), T the energy's temperature, where there are labels: E is then
                    E(x, y) of image and label, and both terms together are T times the negative log-likelihood of
                    p(x | y) and p(y | x) (Grathwohl et al. 2020, "JEM", section 4)
-    contrast       weight·T·mean log(1 + exp((E(x⁺) − E(x̃))/T)) with twins x̃ of the data, images turned, scaled, shifted
-                   and mirrored by `random_affine` with the rest of its settings: the energy is to tell which of the two
-                   is real (conditional noise-contrastive estimation, Ceylan & Gutmann 2018, section 2). It fades where
-                   it can tell, and leaves the chains alone. x⁺ is turned and scaled, too, by `jitter` times as much, so
-                   that interpolated pixels do not tell it
+    contrast       weight·T·mean over all pairs of log(1 + exp((E(x⁺) − E(x̃))/T)), x̃ twins of the data: images turned,
+                   scaled, shifted and mirrored by `random_affine` with the rest of its settings. Every real image is to
+                   have less energy than every twin (noise-contrastive estimation with the data's own twins as noise,
+                   after Ceylan & Gutmann 2018, section 2, whose pairs are an image and its own twin). The term fades
+                   where it is so, and leaves the chains alone. x⁺ is turned and scaled, too, by `jitter` times as much,
+                   so that interpolated pixels do not tell them apart
     """
 
     def __init__(
@@ -83,20 +84,21 @@ class ContrastiveDivergence:
         if self.kl_weight:
             logs["kl"] = self.kl_weight * self.kl(module, x_model, y_model)
         if self.contrast_weight:
-            ratio = self.log_ratio(module, x_data, generator) / temperature
-            logs["contrast"] = self.contrast_weight * temperature * functional.softplus(-ratio).mean()
-            logs["contrast_accuracy"] = (ratio > 0).float().mean()
+            more = self.contrasts(module, x_data, generator) / temperature
+            logs["contrast"] = self.contrast_weight * temperature * functional.softplus(-more).mean()
+            logs["contrast_accuracy"] = (more > 0).float().mean()
         loss = sum((logs[name] for name in ("energy_l2", "kl", "classification", "contrast") if name in logs), cd)
         logs |= {"loss": loss, "score_real": -e_data.mean(), "score_fake": -e_model.mean(), "e_model": e_model}
         return loss, {name: value.detach() for name, value in logs.items()}
 
-    def log_ratio(self, energy: Any, x: Tensor, generator: torch.Generator) -> Tensor:
-        """E(x̃) − E(x) (B,) of images x (B, C, H, W), jittered, and their twins x̃. Raises ValueError for other data."""
+    def contrasts(self, energy: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+        """E(x̃_j) − E(x_i) (B, B) of images x (B, C, H, W), jittered, and twins x̃. Raises ValueError for other data."""
         if x.dim() != 4:
             raise ValueError(f"loss.contrast.weight must be 0 for data of shape {tuple(x.shape[1:])}: it turns images")
         slight = {name: self.jitter * value for name, value in self.affine.items() if name != "flip"}
         pair = torch.cat([random_affine(x, generator, **by) for by in (slight, self.affine)])
-        return energy(pair).view(2, -1).diff(dim=0)[0]
+        real, twins = energy(pair).view(2, -1)
+        return twins - real.unsqueeze(1)
 
     def kl(self, energy: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
         """mean E(x'(θ)) − entropy_weight·mean log(distance of x' to the nearest other x); gradient through x' alone."""

@@ -48,7 +48,7 @@ def energy_and_batch() -> tuple[ConvEnergy, torch.Tensor, torch.Tensor]:
     return energy, torch.rand(16, 1, 8, 8, generator=generator), torch.rand(16, 1, 8, 8, generator=generator)
 
 
-LOSS = ContrastiveDivergence(noise_std=0, kl_weight=0.5, entropy_weight=0, contrast={"weight": 0.5, "flip": 1.0})
+LOSS = ContrastiveDivergence(noise_std=0, kl_weight=0.5, entropy_weight=0)
 
 
 def half_a_step(folder: Path) -> None:
