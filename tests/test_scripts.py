@@ -124,6 +124,7 @@ GROUPS = {
         "tutorial": ["data.root={root}", "buffer.capacity=256", "buffer.initial=16"],
         "joint": ["data.root={root}"],
         "outliers": ["data.root={root}", "energy.hidden=4"],
+        "residual": ["data.root={root}", "energy.width=2"],
         **{name: [] for name in ("density", "convergent", "nonconvergent", "hybrid")},
     },
     "guard": {"default": []},
@@ -143,7 +144,7 @@ def test_every_config_trains_two_steps(group, option, tmp_path, request):
         for i in range(24):
             pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(values["images"] / f"{i}.png")
-    small = [argument for argument in TINY if option != "resnet" or "hidden" not in argument]
+    small = [argument for argument in TINY if option not in ("resnet", "residual") or "hidden" not in argument]
     arguments = [argument.format(**values) for argument in extra]
     path = tmp_path / "run"
     result = run(
