@@ -55,8 +55,9 @@ class ReplayBuffer:
                     f"buffer.init=class_means needs images of each class, got {len(self.class_means)} means for "
                     f"energy.classes={classes}"
                 )
-        self.affine = check_affine("buffer.augment", augment)
+        self.affine = dict(augment or {})
         self.augment_probability = check.number("buffer.augment.probability", self.affine.pop("probability", 0.0), 0, 1)
+        check_affine("buffer.augment", self.affine)
         if self.augment_probability and len(shape) != 3:
             raise ValueError(f"buffer.augment.probability must be 0 for data of shape {tuple(shape)}: it turns images")
         self.size = initial if policy == "fifo" else capacity  # chains at [0, size)
@@ -129,11 +130,10 @@ class ReplayBuffer:
         self.class_means = None if means is None else means.to(self.chains.device)
 
 
-def check_affine(key: str, settings: Mapping[str, float] | None) -> dict[str, float]:
-    """What `random_affine` and its user take, in range. Raises ValueError naming `key` and the setting."""
-    for name, value in (settings or {}).items():
-        check.number(f"{key}.{name}", value, 0, {"rotation": 180, "scale": 0.9, "weight": math.inf}.get(name, 1))
-    return dict(settings or {})
+def check_affine(key: str, settings: Mapping[str, float]) -> None:
+    """ValueError naming `key` and the setting of `random_affine` that is out of range."""
+    for name, value in settings.items():
+        check.number(f"{key}.{name}", value, 0, {"rotation": 180, "scale": 0.9}.get(name, 1))
 
 
 def random_affine(

@@ -176,8 +176,8 @@ class MLPEnergy(Network):
         self, shape: Sequence[int] = (2,), hidden: int = 128, depth: int = 3, classes: int | None = None,
         temperature: float = 1.0,
     ) -> None:  # fmt: skip
-        whole = tuple(check.number("energy.shape", size, 1, integer=True) for size in shape)
-        super().__init__(whole, classes, temperature)
+        dims = tuple(check.number("energy.shape", size, 1, integer=True) for size in shape)
+        super().__init__(dims, classes, temperature)
         check.number("energy.hidden", hidden, 1, integer=True)
         check.number("energy.depth", depth, 1, integer=True)
         sizes = [math.prod(self.shape)] + [hidden] * depth

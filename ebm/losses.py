@@ -50,8 +50,10 @@ class ContrastiveDivergence:
         self.kl_steps = check.number("loss.kl_steps", kl_steps, 1, integer=True)
         self.entropy_weight = check.number("loss.entropy_weight", entropy_weight, 0)
         self.step_size, self.grad_clamp = step_size, grad_clamp or torch.inf
-        self.affine = check_affine("loss.contrast", contrast)
-        self.contrast_weight, self.jitter = (self.affine.pop(name, 0.0) for name in ("weight", "jitter"))
+        self.affine = dict(contrast or {})
+        self.contrast_weight = check.number("loss.contrast.weight", self.affine.pop("weight", 0.0), 0)
+        self.jitter = check.number("loss.contrast.jitter", self.affine.pop("jitter", 0.0), 0, 1)
+        check_affine("loss.contrast", self.affine)
         self.classification_weight = check.number("loss.classification_weight", classification_weight, 0)
 
     def __call__(
