@@ -220,6 +220,8 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     dataset: Dataset = ranks.in_turn(lambda: instantiate(cfg.data))
     if cfg.objective == "frechet" and (dataset.train_labels is None or len(dataset.shape) != 3):
         raise ValueError("objective=frechet needs images with labels, for its features come from their classifier")
+    if OmegaConf.select(cfg, "loss.contrast.weight") and len(dataset.shape) != 3:
+        raise ValueError(f"loss.contrast.weight must be 0 for data of shape {dataset.shape}: it turns images")
     energy, energy_config = build_energy(cfg, dataset)
     energy.to(memory_format=torch.channels_last).to(device)  # faster convolutions
     averaged = ranks.wrap(energy)

@@ -94,9 +94,7 @@ class ContrastiveDivergence:
         return loss, {name: value.detach() for name, value in logs.items()}
 
     def contrasts(self, energy: Any, x: Tensor, generator: torch.Generator) -> Tensor:
-        """E(x̃_j) − E(x_i) (B, B) of images x (B, C, H, W), jittered, and twins x̃. Raises ValueError for other data."""
-        if x.dim() != 4:
-            raise ValueError(f"loss.contrast.weight must be 0 for data of shape {tuple(x.shape[1:])}: it turns images")
+        """E(x̃_j) − E(x_i) (B, B) of images x (B, C, H, W), jittered, and twins x̃."""
         slight = {name: self.jitter * value for name, value in self.affine.items() if name != "flip"}
         pair = torch.cat([random_affine(x, generator, **by) for by in (slight, self.affine)])
         real, twins = energy(pair).view(2, -1)

@@ -339,11 +339,12 @@ def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
         ("seed=-1", ["seed"]),
         ("wandb.mode=loud", ["wandb.mode", "offline"]),
         ("data=folder", ["data.root"]),
+        ("data=rings energy=mlp loss.contrast.weight=1", ["loss.contrast.weight", "(2,)"]),
     ],
 )
 def test_train_refuses(override, words, tmp_path):
     path = tmp_path / "run"
-    result = run("train.py", override, f"hydra.run.dir={path}")
+    result = run("train.py", *override.split(), f"hydra.run.dir={path}")
     assert_one_line_error(result, *words)
     assert not path.exists()
 
