@@ -123,6 +123,7 @@ GROUPS = {
         "quick": [],
         "tutorial": ["data.root={root}", "buffer.capacity=256", "buffer.initial=16"],
         "joint": ["data.root={root}"],
+        "clothes": ["data.root={root}"],
         "outliers": ["data.root={root}", "energy.hidden=4"],
         "residual": ["data.root={root}", "energy.width=2"],
         **{name: [] for name in ("density", "convergent", "nonconvergent", "hybrid")},
