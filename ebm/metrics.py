@@ -4,6 +4,8 @@ Intervals are 95 % bootstrap intervals [low, high] from a NumPy generator. Of a 
 finite number of samples (the Fréchet distance) they are centred on the value: the bias stays, as in the value.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -288,55 +290,38 @@ def psnr(x: Tensor, reference: Tensor) -> Tensor:
 # --- chains (Gelman et al. 2013, "Bayesian Data Analysis", sections 11.4 and 11.5) -----------------------------------
 
 
-def autocorrelation(x: Array) -> Array:
-    """ρ_t (N,) of a statistic of M chains (M, N), autocovariances averaged over chains; ρ₀ = 1."""
-    covariance = _autocovariance(x)
-    return covariance / covariance[0]
+def _chains(x: Array) -> tuple[Any, Array]:
+    """arviz' statistics of arrays, and `x`, checked."""
+    from arviz_stats.base import array_stats  # takes a second to import
 
-
-def _autocovariance(x: Array) -> Array:
     if x.ndim != 2 or x.shape[1] < 4:
         raise ValueError(f"chains must be (chains, at least 4 draws), got {x.shape}")
     if not np.isfinite(x).all():
         raise ValueError("chains must be finite")
-    n = x.shape[1]
-    spectrum = np.fft.rfft(x - x.mean(axis=1, keepdims=True), 2 * n)
-    covariance = np.fft.irfft(np.abs(spectrum) ** 2, 2 * n)[:, :n].mean(axis=0) / n
-    if covariance[0] == 0:
-        raise ValueError("constant chains have no autocorrelation")
-    return covariance
+    if (x == x[:, :1]).all():
+        raise ValueError("constant chains have no statistics")
+    return array_stats, x
 
 
-def _split(x: Array) -> tuple[Array, float, float]:
-    """Halves of the chains (2M, N/2), the variance within them and the pooled estimate var⁺."""
-    half = x.shape[1] // 2
-    halves = np.concatenate([x[:, :half], x[:, -half:]])
-    within = halves.var(axis=1, ddof=1).mean()
-    return halves, within, within * (half - 1) / half + halves.mean(axis=1).var(ddof=1)
+def autocorrelation(x: Array) -> Array:
+    """ρ_t (N,) of a statistic of M chains (M, N), autocovariances averaged over chains; ρ₀ = 1."""
+    arviz, x = _chains(x)
+    covariance = arviz.autocov(x).mean(axis=0)
+    return covariance / covariance[0]
 
 
 def split_rhat(x: Array) -> float:
-    """R̂ = √(var⁺/W) over the halves of M chains (M, N): 1 where all tell of one law, more where they differ."""
-    _autocovariance(x)  # raises for what is no set of chains
-    _, within, pooled = _split(x)
-    if within == 0:
-        raise ValueError("constant chains have no R-hat")
-    return float(np.sqrt(pooled / within))
+    """R̂ = √(var⁺/W) over the halves of M chains (M, N), W the variance within and var⁺ the pooled estimate: 1 where
+    all tell of one law, more where they differ."""
+    arviz, x = _chains(x)
+    return float(arviz.rhat(x, method="split"))
 
 
 def effective_sample_size(x: Array) -> float:
     """Independent draws that M chains (M, N) are worth for a mean, from the autocorrelations of their halves up to
-    where a pair of them turns negative (Geyer 1992; Vehtari et al. 2021, section 3.2): as arviz' "mean".
+    where a pair of them turns negative (Geyer 1992; Vehtari et al. 2021, section 3.2).
 
     As small as the number of half chains where they do not mix; at most MN log₁₀ MN for chains that swing.
     """
-    halves, within, pooled = _split(x)
-    n, count = halves.shape[1], halves.size
-    rho = 1 - (within - _autocovariance(halves)) / pooled
-    rho[0] = 1
-    pairs = rho[: (n - 3) // 2 * 2].reshape(-1, 2).sum(axis=1)  # the last lags have too few draws
-    negative = np.flatnonzero(pairs < 0)
-    positive = int(negative[0]) if len(negative) else len(pairs)
-    time = -1 + 2 * np.minimum.accumulate(pairs[:positive]).sum()
-    time += max(rho[2 * positive], 0.0)  # once, as Stan and arviz do: less variance than a bare cut
-    return float(count / max(time, 1 / np.log10(count)))
+    arviz, x = _chains(x)
+    return float(arviz.ess(x, method="mean"))

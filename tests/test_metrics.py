@@ -2,7 +2,6 @@
 
 import math
 
-import arviz
 import numpy as np
 import pytest
 import torch
@@ -195,14 +194,6 @@ def test_chains_of_an_autoregression(rho: float) -> None:
     assert metrics.autocorrelation(x)[:6] == pytest.approx(rho ** np.arange(6), abs=0.03)
     assert metrics.effective_sample_size(x) == pytest.approx(x.size * (1 - rho) / (1 + rho), rel=0.1)
     assert metrics.split_rhat(x) == pytest.approx(1, abs=0.005)
-
-
-@pytest.mark.parametrize("rho", [0.0, 0.7, 0.95])
-@pytest.mark.parametrize("draws", [101, 128, 1000])
-def test_against_arviz(rho: float, draws: int) -> None:
-    x = autoregression(rho, 8, draws, seed=draws)
-    assert metrics.split_rhat(x) == pytest.approx(float(arviz.rhat(x, method="split")), rel=1e-6)
-    assert metrics.effective_sample_size(x) == pytest.approx(float(arviz.ess(x, method="mean")), rel=1e-6)
 
 
 def test_rhat_sees_chains_apart_and_chains_that_drift() -> None:
