@@ -188,7 +188,7 @@ def restore(
 
 def roll_back(run_dir: Path, parts: Mapping[str, Any], generator: torch.Generator, seed: int, ranks: Ranks) -> None:
     """Back to the last checkpoint that was healthy when it was taken, weights, optimizer and chains, with another
-    seed. If the rollback before did not get beyond this step, to one before the checkpoint that it went back to."""
+    seed. Where the rollback before did not help for long, to one before the checkpoint that it went back to."""
     guard, loop = parts["guard"], parts["loop"]
     files = checkpoint.healthy(run_dir / "checkpoints")
     earlier = [file for file in files if checkpoint.step_of(file) < guard.before(loop.step)] or files[:1]

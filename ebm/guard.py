@@ -132,9 +132,10 @@ class Guard:
         return self.action
 
     def before(self, step: int) -> int:
-        """A rollback at `step` is to a checkpoint before this step: before the one that led here, if one did."""
-        diverged, restored = self.rollbacks[-1] if self.rollbacks else (-1, 0)
-        return restored if step <= diverged else step + 1
+        """A rollback at `step` is to a checkpoint before this step. If the run diverged again within twice the steps
+        that it took the first time, the checkpoint that it went back to was on the way already: to one before that."""
+        diverged, restored = self.rollbacks[-1] if self.rollbacks else (-1, -1)
+        return restored if step <= restored + 2 * (diverged - restored) else step + 1
 
     def rolled_back(self, diverged: int, restored: int) -> None:
         """Take note of a rollback between two steps, and watch afresh."""

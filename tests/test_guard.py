@@ -120,7 +120,8 @@ def test_goes_further_back_where_a_rollback_did_not_help():
     assert guard.before(500) == 501  # any checkpoint so far
     guard.rolled_back(500, 400)
     assert guard.before(480) == 400  # 400 led to 480: one before it
-    assert guard.before(700) == 701  # got beyond 500
+    assert guard.before(560) == 400  # half as far again, with the learning rate halved: 400 was on the way, too
+    assert guard.before(601) == 602  # twice as far: a divergence of its own
     guard.rolled_back(480, 200)
     assert guard.before(300) == 200 and guard.lr_scale == 0.25
 
