@@ -135,7 +135,7 @@ class Guard:
         """A rollback at `step` is to a checkpoint before this step. If the run diverged again within twice the steps
         that it took the first time, the checkpoint that it went back to was on the way already: to one before that."""
         diverged, restored = self.rollbacks[-1] if self.rollbacks else (-1, -1)
-        return restored if step <= restored + 2 * (diverged - restored) else step + 1
+        return restored if step <= 2 * diverged - restored else step + 1
 
     def rolled_back(self, diverged: int, restored: int) -> None:
         """Take note of a rollback between two steps, and watch afresh."""

@@ -290,8 +290,8 @@ def psnr(x: Tensor, reference: Tensor) -> Tensor:
 # --- chains (Gelman et al. 2013, "Bayesian Data Analysis", sections 11.4 and 11.5) -----------------------------------
 
 
-def _chains(x: Array) -> tuple[Any, Array]:
-    """arviz' statistics of arrays, and `x`, checked."""
+def _statistics_of(x: Array) -> Any:
+    """arviz' statistics of arrays. Raises ValueError where `x` is no set of chains (M, N)."""
     from arviz_stats.base import array_stats  # takes a second to import
 
     if x.ndim != 2 or x.shape[1] < 4:
@@ -300,21 +300,22 @@ def _chains(x: Array) -> tuple[Any, Array]:
         raise ValueError("chains must be finite")
     if (x == x[:, :1]).all():
         raise ValueError("constant chains have no statistics")
-    return array_stats, x
+    return array_stats
 
 
 def autocorrelation(x: Array) -> Array:
     """ρ_t (N,) of a statistic of M chains (M, N), autocovariances averaged over chains; ρ₀ = 1."""
-    arviz, x = _chains(x)
-    covariance = arviz.autocov(x).mean(axis=0)
+    covariance = _statistics_of(x).autocov(x).mean(axis=0)
     return covariance / covariance[0]
 
 
 def split_rhat(x: Array) -> float:
     """R̂ = √(var⁺/W) over the halves of M chains (M, N), W the variance within and var⁺ the pooled estimate: 1 where
     all tell of one law, more where they differ."""
-    arviz, x = _chains(x)
-    return float(arviz.rhat(x, method="split"))
+    value = float(_statistics_of(x).rhat(x, method="split"))
+    if not np.isfinite(value):
+        raise ValueError("chains whose halves are constant have no R-hat")
+    return value
 
 
 def effective_sample_size(x: Array) -> float:
@@ -323,5 +324,4 @@ def effective_sample_size(x: Array) -> float:
 
     As small as the number of half chains where they do not mix; at most MN log₁₀ MN for chains that swing.
     """
-    arviz, x = _chains(x)
-    return float(arviz.ess(x, method="mean"))
+    return float(_statistics_of(x).ess(x, method="mean"))

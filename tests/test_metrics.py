@@ -205,5 +205,7 @@ def test_rhat_sees_chains_apart_and_chains_that_drift() -> None:
     assert metrics.effective_sample_size(x + shift) < 20
     with pytest.raises(ValueError, match="constant"):
         metrics.split_rhat(np.ones((4, 100)))
+    with pytest.raises(ValueError, match="halves"):
+        metrics.split_rhat(np.repeat([[0.0, 1.0], [0.0, 2.0]], 50, axis=1))
     with pytest.raises(ValueError, match="finite"):
         metrics.split_rhat(np.full((4, 100), np.nan))
