@@ -115,6 +115,9 @@ class ResNetEnergy(Network):
     of an image must not depend on the rest of its batch. With 1×28×28 and 3 `levels` it sees 14, 7 and 3 pixels
     a side.
 
+    stem           channels of a 3×3 convolution and SiLU ahead of the levels; 0 for none. Without it the first thing
+                   that happens to an image is linear, and its averages leave nothing of stripes one pixel wide: the
+                   energy does not see pixels' noise, and its samples keep theirs
     spectral_norm  divides every layer's weights by their largest singular value (Miyato et al. 2018), so that the
                    energy is steep nowhere; its power iteration stands still in eval mode, and so while sampling
     attention      after the second level (Zhang et al. 2019); such an energy is sampled by autograd
@@ -127,24 +130,25 @@ class ResNetEnergy(Network):
     def __init__(
         self, shape: Sequence[int] = (1, 28, 28), width: int = 32, levels: int = 3, blocks: int = 1,
         spectral_norm: bool = False, attention: bool = False, scales: int = 1, classes: int | None = None,
-        temperature: float = 1.0,
+        temperature: float = 1.0, stem: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(check.image_shape("energy.shape", shape), classes, temperature)
         check.number("energy.width", width, 1, integer=True)
         check.number("energy.blocks", blocks, 0, integer=True)
+        check.number("energy.stem", stem, 0, integer=True)
         most = int(math.log2(min(self.shape[1:])))  # the last level keeps a pixel
         check.number("energy.levels", levels, 1, most, integer=True)
         check.number("energy.scales", scales, 1, most, integer=True)
         self.networks = nn.ModuleList(
-            self._network(width, min(levels, most - scale), blocks, attention, scale) for scale in range(scales)
+            self._network(width, min(levels, most - scale), blocks, attention, scale, stem) for scale in range(scales)
         )
         if spectral_norm:
             for module in [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
                 nn.utils.parametrizations.spectral_norm(module)
 
-    def _network(self, width: int, levels: int, blocks: int, attention: bool, scale: int) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        before = self.shape[0]
+    def _network(self, width: int, levels: int, blocks: int, attention: bool, scale: int, stem: int) -> nn.Sequential:
+        layers: list[nn.Module] = [nn.Conv2d(self.shape[0], stem, 3, padding=1), nn.SiLU()] if stem else []
+        before = stem or self.shape[0]
         for level in range(levels):
             after = width * 2**level
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.AvgPool2d(2), nn.SiLU()]

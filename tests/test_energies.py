@@ -45,12 +45,24 @@ def test_any_image_gives_one_energy(kind, shape, batch):
         (lambda: ConvEnergy(shape=(28, 28)), "energy.shape"),
         (lambda: ResNetEnergy(levels=9), "energy.levels"),
         (lambda: ResNetEnergy(width=0), "energy.width"),
+        (lambda: ResNetEnergy(stem=-1), "energy.stem"),
         (lambda: MLPEnergy(depth=0), "energy.depth"),
     ],
 )
 def test_bad_settings_name_their_key(build, key):
     with pytest.raises(ValueError, match=f"{key} must be"):
         build()
+
+
+@pytest.mark.parametrize("stem", [0, 4])
+def test_a_stem_lets_the_residual_network_see_pixels_noise(stem):
+    """A checkerboard of single pixels, away from the border, where zeros are what is around."""
+    energy = ResNetEnergy(width=4, stem=stem)
+    checkerboard = (-1.0) ** (torch.arange(28)[:, None] + torch.arange(28)).expand(1, 1, -1, -1)
+    level = energy.networks[0][: 2 + 2 * bool(stem)]  # up to the first average
+    with torch.no_grad():
+        difference = (level(checkerboard) - level(torch.zeros_like(checkerboard)))[..., 1:-1, 1:-1]
+    assert (difference.abs().max().item() > 1e-3) == bool(stem), difference.abs().max()
 
 
 def test_published_scores(published, data_root):

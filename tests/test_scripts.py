@@ -126,6 +126,7 @@ GROUPS = {
         "clothes": ["data.root={root}"],
         "outliers": ["data.root={root}", "energy.hidden=4"],
         "residual": ["data.root={root}", "energy.width=2"],
+        "residual_clothes": ["data.root={root}", "energy.width=2"],
         **{name: [] for name in ("density", "convergent", "nonconvergent", "hybrid")},
     },
     "guard": {"default": []},
@@ -145,7 +146,7 @@ def test_every_config_trains_two_steps(group, option, tmp_path, request):
         for i in range(24):
             pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(values["images"] / f"{i}.png")
-    small = [argument for argument in TINY if option not in ("resnet", "residual") or "hidden" not in argument]
+    small = [argument for argument in TINY if not option.startswith("res") or "hidden" not in argument]
     arguments = [argument.format(**values) for argument in extra]
     path = tmp_path / "run"
     result = run(
