@@ -311,7 +311,7 @@ def autocorrelation(x: Array) -> Array:
 
 def split_rhat(x: Array) -> float:
     """R̂ = √(var⁺/W) over the halves of M chains (M, N), W the variance within and var⁺ the pooled estimate: 1 where
-    all tell of one law, more where they differ."""
+    all tell of one law, more where they differ. Raises ValueError where W is 0."""
     value = float(_statistics_of(x).rhat(x, method="split"))
     if not np.isfinite(value):
         raise ValueError("chains whose halves are constant have no R-hat")

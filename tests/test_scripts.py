@@ -146,7 +146,7 @@ def test_every_config_trains_two_steps(group, option, tmp_path, request):
         for i in range(24):
             pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(values["images"] / f"{i}.png")
-    small = [argument for argument in TINY if not option.startswith("res") or "hidden" not in argument]
+    small = [argument for argument in TINY if not option.startswith(("resnet", "residual")) or "hidden" not in argument]
     arguments = [argument.format(**values) for argument in extra]
     path = tmp_path / "run"
     result = run(
