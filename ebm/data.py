@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import functional
 
 from ebm import check
 
@@ -74,6 +72,8 @@ def torchvision_dataset(name: str, root: str) -> Dataset:
 
     Raises ValueError where it neither is nor can be had.
     """
+    import torchvision  # takes two seconds to import
+
     kind = getattr(torchvision.datasets, str(name), None)
     if not isinstance(kind, type):
         raise ValueError(f"data.name must be a data set of torchvision, such as MNIST, got {name!r}")
@@ -135,7 +135,7 @@ def read_image(path: Path, image_size: int, channels: int) -> Tensor:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side)).resize((image_size, image_size), Image.Resampling.LANCZOS)
-    return functional.pil_to_tensor(image)
+    return torch.from_numpy(np.array(image)).view(image_size, image_size, channels).permute(2, 0, 1).contiguous()
 
 
 class Batches:

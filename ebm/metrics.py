@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor, nn
 
 from ebm.data import scaled
@@ -96,22 +95,27 @@ def _labelled(inliers: Array, outliers: Array) -> tuple[NDArray[np.int64], Array
 
 def auroc(inliers: Array, outliers: Array) -> float:
     """Probability that an inlier scores higher than an outlier, ties counting half, in [0, 1]."""
+    from sklearn.metrics import roc_auc_score  # takes two seconds to import
+
     return float(roc_auc_score(*_labelled(inliers, outliers)))
 
 
 def aupr(inliers: Array, outliers: Array) -> float:
     """Average precision Σ (Rₙ − Rₙ₋₁) Pₙ in [0, 1], the inliers (high scores) being what is looked for."""
+    from sklearn.metrics import average_precision_score  # takes two seconds to import
+
     return float(average_precision_score(*_labelled(inliers, outliers)))
 
 
 def aupr_out(inliers: Array, outliers: Array) -> float:
     """Average precision in [0, 1], the outliers (low scores) being what is looked for."""
-    labels, both = _labelled(inliers, outliers)
-    return float(average_precision_score(1 - labels, -both))
+    return aupr(-outliers, -inliers)
 
 
 def fpr95(inliers: Array, outliers: Array) -> float:
     """Share of outliers at or above the highest threshold that at least 95 % of the inliers reach."""
+    from sklearn.metrics import roc_curve  # takes two seconds to import
+
     fpr, tpr, _ = roc_curve(*_labelled(inliers, outliers), drop_intermediate=False)
     return float(fpr[np.argmax(tpr >= 0.95)])
 
