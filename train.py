@@ -40,7 +40,7 @@ from ebm.tracking import Tracker
 # What may differ when a run is resumed; anything else would make it another run.
 MAY_CHANGE = re.compile(
     r"device|objective|rank_timeout_minutes|data\.root|sampler\.(threads|backend)|(guard|wandb)\..*"
-    r"|train\.(?!batch_size|grad_norm_clip).*"
+    r"|train\.(?!batch_size|chains|grad_norm_clip).*"
 )
 MAY_BE_NULL = ("epochs", "max_steps", "max_minutes", "save_every_steps", "save_every_minutes", "warmup_sgld_steps")
 
@@ -71,7 +71,7 @@ def check_numbers(cfg: DictConfig) -> None:
     if cfg.train.epochs is cfg.train.max_steps is cfg.train.max_minutes is None:
         raise ValueError("one of train.epochs, train.max_steps and train.max_minutes must be set, got none")
     for key, value in cfg.train.items():
-        if value is not None or key not in MAY_BE_NULL:
+        if value is not None or key not in (*MAY_BE_NULL, "chains"):
             real = key in ("max_minutes", "save_every_minutes", "grad_norm_clip")  # the others are whole numbers
             least = 0 if real or key == "warmup_steps" else 1
             check.number(f"train.{key}", value, least, open_low=real, integer=not real)
@@ -223,6 +223,8 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     if OmegaConf.select(cfg, "loss.contrast.weight") and len(dataset.shape) != 3:
         raise ValueError(f"loss.contrast.weight must be 0 for data of shape {dataset.shape}: it turns images")
     energy, energy_config = build_energy(cfg, dataset)
+    if cfg.start is not None and state is None:
+        checkpoint.start_from(energy, cfg.start)
     energy.to(memory_format=torch.channels_last).to(device)  # faster convolutions
     averaged = ranks.wrap(energy)
     optimizer: torch.optim.Optimizer = instantiate(cfg.optimizer, _partial_=True)(energy.parameters())
@@ -235,7 +237,11 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     own = {} if ranks.size == 1 else {k: ranks.share(f"buffer.{k}", cfg.buffer[k]) for k in ("capacity", "initial")}
     new_buffer = instantiate(cfg.buffer, _partial_=True)
     buffer: ReplayBuffer = new_buffer(dataset.shape, generator, class_means=dataset.class_means, classes=classes, **own)
-    buffer.check_count(batch_size)
+    advanced = batch_size if cfg.train.chains is None else ranks.share("train.chains", cfg.train.chains)
+    check.number("train.chains", advanced, 1, batch_size, integer=True)
+    if advanced < batch_size and buffer.policy != "fifo":
+        raise ValueError(f"train.chains={cfg.train.chains}, less than the batch, needs buffer.policy=fifo")
+    buffer.check_count(advanced)
 
     noise_generator = torch.Generator().manual_seed(cfg.seed + 1)  # the same noise at every validation
     val_noise = uniform_noise((len(dataset.test), *dataset.shape), noise_generator)
@@ -363,10 +369,13 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
             optimizer.param_groups[0]["lr"] = lr * warm * guard.lr_scale * scheduler(epoch, progress)
             sgld_steps = round(first_sgld_steps + warm * (sampler.steps - first_sgld_steps))
             x_data, y_data = batches.next()  # this rank's part
-            chains, places, ages, labels = buffer.draw(len(x_data), generator)
+            chains, places, ages, labels = buffer.draw(advanced, generator)
             y_model = None if classes is None else labels
             x_model = sampler(energy, chains, generator, sgld_steps, labels=y_model)
             buffer.put(x_model, places, ages + sgld_steps, labels)
+            if advanced < batch_size:
+                x_model, ages, labels = buffer.newest(batch_size)
+                ages, y_model = ages - sgld_steps, None if classes is None else labels
             loss, logs = loss_function(averaged, x_data, x_model, generator, y_data, y_model)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -99,6 +99,12 @@ class ReplayBuffer:
         labels = torch.where(renew, labels, self.labels[places])
         return chains, places, torch.where(renew, 0, self.ages[places]), labels
 
+    def newest(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Up to `count` chains that were put last, the last first: (chains, ages, labels). For `policy` "fifo"."""
+        places = (self.front - 1 - torch.arange(min(count, self.size), device=self.chains.device)) % self.capacity
+        places = places[self.ages[places] > 0]  # the first `initial` ones were put by nobody
+        return self.chains[places], self.ages[places], self.labels[places]
+
     def put(self, chains: Tensor, places: Tensor, ages: Tensor, labels: Tensor) -> None:
         """Take back `chains` that were drawn from `places` with these `labels` and have now lived for `ages` steps."""
         if self.policy == "fifo":

@@ -129,7 +129,7 @@ def load_file(file: Path) -> dict[str, Any]:
     if not file.is_file():
         names = ", ".join(sorted(shipped.stem for shipped in WEIGHTS.glob("*.pt")))
         raise CheckpointError(
-            f"checkpoint={file} does not exist: give a run directory, a checkpoint file or weights that ship: {names}"
+            f"{file} does not exist: give a run directory, a checkpoint file or weights that ship: {names}"
         )
     try:
         content = file.read_bytes()
@@ -273,6 +273,14 @@ def _differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> st
 def load_energy(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """E(x) (B, *shape) → (B,) in eval mode from a run directory, a checkpoint file or the tutorial's weights."""
     return build_energy(load(path), path).to(device)
+
+
+def start_from(energy: nn.Module, path: str | Path) -> None:
+    """Give `energy` the weights of a checkpoint, as `load_energy` takes. Raises ValueError where they are another's."""
+    weights = load_energy(path).state_dict()
+    if differences := _differences(energy.state_dict(), weights):
+        raise ValueError(f"start={path} holds another energy than this run's: {differences}")
+    energy.load_state_dict(weights)
 
 
 def input_shape(state: dict[str, Any]) -> tuple[int, ...]:

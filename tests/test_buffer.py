@@ -70,6 +70,20 @@ def test_ages_follow_their_chains():
         assert lived.any() and torch.equal(buffer.chains[: buffer.size, 0][lived], used[lived].float())
 
 
+def test_the_newest_chains_are_those_put_last():
+    """Around the end of the tensor, too, and without those that the buffer starts with."""
+    g = generator()
+    buffer, put = ReplayBuffer((1,), g, 20, 4, classes=7), torch.empty(3, 0)
+    assert len(buffer.newest(9)[0]) == 0
+    for step in range(1, 30):
+        chains, places, ages, labels = buffer.draw(4, g)
+        chains = torch.arange(4.0).unsqueeze(1) + 10 * step
+        buffer.put(chains, places, ages + step, labels)
+        put = torch.cat([torch.stack([chains[:, 0], ages + step, labels]).flip(1), put], dim=1)
+        chains, ages, labels = buffer.newest(9)
+        assert torch.equal(torch.stack([chains[:, 0], ages, labels]), put[:, :9])
+
+
 def test_start_is_uniform_noise_or_noisy_class_means():
     buffer = ReplayBuffer((1, 28, 28), generator(), 512, policy="in_place")
     assert abs(buffer.chains.mean()) < 0.01 and abs(buffer.chains.var() - 1 / 3) < 0.01

@@ -102,7 +102,7 @@ def assert_equal(a, b, path: str = "") -> None:
 FIFO = ["buffer.policy=fifo", "buffer.initial=16", "buffer.init=class_means"]
 
 
-@pytest.mark.parametrize("more", [[], FIFO, [*FIFO, "energy.classes=2"]])
+@pytest.mark.parametrize("more", [[], FIFO, [*FIFO, "energy.classes=2"], [*FIFO, "train.chains=4"]])
 def test_a_stop_in_mid_epoch_leaves_no_trace(tmp_path, images, more):
     """29 steps, then 40: neither is a multiple of the 4 steps of an epoch or of log_every."""
     go(tmp_path / "whole", *SMALL, images, *more, "train.max_steps=40")

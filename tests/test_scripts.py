@@ -123,6 +123,7 @@ GROUPS = {
         "quick": [],
         "tutorial": ["data.root={root}", "buffer.capacity=256", "buffer.initial=16"],
         "joint": ["data.root={root}"],
+        "joint_finish": ["data.root={root}", "energy.hidden=32", "train.chains=4"],
         "clothes": ["data.root={root}"],
         "outliers": ["data.root={root}", "energy.hidden=4"],
         "residual": ["data.root={root}", "energy.width=2"],
@@ -180,6 +181,27 @@ def test_training_options_together(tmp_path):
     for line in logged:
         assert line["train/loss"] == pytest.approx(sum(line[f"train/{n}"] for n in ("cd", "kl", "contrast")), abs=1e-5)
     assert load(path)["buffer"]["ages"].tolist() == [2 + 3 + 4 + 5 + 5 + 5] * 16  # K from 1 to 5 over four steps
+
+
+def test_a_run_starts_from_weights_that_ship_and_moves_a_part_of_its_chains(tmp_path):
+    path = tmp_path / "run"
+    result = run(
+        "train.py", *TINY, "energy.hidden=32", "start=mnist", "train.chains=4", "buffer.reinit_probability=0.5",
+        "buffer.policy=fifo", "buffer.initial=16", "train.max_steps=40", "train.save_every_steps=10", "train.keep=9",
+        "train.log_every=1", "wandb.mode=disabled", f"hydra.run.dir={path}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    first, ours = load(path / "checkpoints/step_000000.pt"), load("mnist")["energy"]
+    assert all(torch.equal(value, ours[key]) for key, value in first["energy"].items())
+    sizes = [load(path / f"checkpoints/step_{step:06d}.pt")["buffer"]["chains"].shape[0] for step in (0, 10, 20, 30)]
+    assert sizes == [16, 56, 96, 136]  # 4 a step
+    reached = [line["chain/fresh_reached"] for line in records(path) if "chain/fresh_reached" in line]
+    assert len(reached) > 30 and all(0 <= share <= 1 for share in reached)
+
+    result = run("train.py", *TINY, "start=mnist", f"hydra.run.dir={tmp_path / 'other'}")
+    assert_one_line_error(result, "start=mnist", "layers.0.bias", "(16,)", "(2,)")
+    result = run("train.py", "start=nothing", f"hydra.run.dir={tmp_path / 'other'}")
+    assert_one_line_error(result, "nothing does not exist", "mnist_joint")
 
 
 def test_every_config_group_option_is_tested_or_needs_a_download():
@@ -336,6 +358,8 @@ def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
         ("energy.hidden=1.5", ["energy.hidden"]),
         ("train.batch_size=100000", ["train.batch_size", "4500"]),
         ("train.max_steps=0", ["train.max_steps"]),
+        ("train.chains=129", ["train.chains", "128"]),
+        ("train.chains=64", ["train.chains=64", "buffer.policy=fifo"]),
         ("train.log_every=zero", ["train.log_every"]),
         ("device=tpu9", ["device", "tpu9"]),
         ("seed=-1", ["seed"]),
