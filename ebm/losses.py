@@ -33,7 +33,8 @@ class ContrastiveDivergence:
                    have less energy than every twin (noise-contrastive estimation with the data's own twins as noise,
                    after Ceylan & Gutmann 2018, section 2, whose pairs are an image and its own twin). The term fades
                    where it is so, and leaves the chains alone. x⁺ is turned and scaled, too, by `jitter` times as much,
-                   so that interpolated pixels do not tell them apart
+                   so that interpolated pixels do not tell them apart. A share `mix` of the twins are not turned but
+                   `mixed` with another real image
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ContrastiveDivergence:
         self.affine = dict(contrast or {})
         self.contrast_weight = check.number("loss.contrast.weight", self.affine.pop("weight", 0.0), 0)
         self.jitter = check.number("loss.contrast.jitter", self.affine.pop("jitter", 0.0), 0, 1)
+        self.mix = check.number("loss.contrast.mix", self.affine.pop("mix", 0.0), 0, 1)
         check_affine("loss.contrast", self.affine)
         self.classification_weight = check.number("loss.classification_weight", classification_weight, 0)
 
@@ -96,9 +98,12 @@ class ContrastiveDivergence:
     def contrasts(self, energy: Any, x: Tensor, generator: torch.Generator) -> Tensor:
         """E(x̃_j) − E(x_i) (B, B) of images x (B, C, H, W), jittered, and twins x̃."""
         slight = {name: self.jitter * value for name, value in self.affine.items() if name != "flip"}
-        pair = torch.cat([random_affine(x, generator, **by) for by in (slight, self.affine)])
-        real, twins = energy(pair).view(2, -1)
-        return twins - real.unsqueeze(1)
+        near, twins = (random_affine(x, generator, **by) for by in (slight, self.affine))
+        if self.mix:
+            chosen = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < self.mix
+            twins = torch.where(chosen, mixed(near, generator), twins)
+        e_real, e_twins = energy(torch.cat([near, twins])).view(2, -1)
+        return e_twins - e_real.unsqueeze(1)
 
     def kl(self, energy: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
         """mean E(x'(θ)) − entropy_weight·mean log(distance of x' to the nearest other x); gradient through x' alone."""
@@ -114,3 +119,14 @@ class ContrastiveDivergence:
         low_energy = e_end.detach().mean() + (slope * (x - end.detach())).sum() / len(x)
         distances = torch.cdist(x.flatten(1), others.flatten(1)) + torch.diag(x.new_full((len(x),), torch.inf))
         return low_energy - self.entropy_weight * distances.amin(dim=1).clamp(min=1e-6).log().mean()
+
+
+def mixed(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Images x (B, C, H, W), each with a rectangle of the one before in the same place, its sides 0.3 to 0.7 of the
+    image's, its centre anywhere in it (Yun et al. 2019, "CutMix")."""
+    inside = []
+    for size in x.shape[2:]:
+        centre, half = (torch.rand(len(x), 1, generator=generator, device=x.device) for _ in range(2))
+        places = torch.linspace(0, 1, size, device=x.device)
+        inside.append((places - centre).abs() < 0.15 + 0.2 * half)
+    return torch.where((inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1), x.roll(1, 0), x)

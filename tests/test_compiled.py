@@ -182,3 +182,26 @@ def test_a_cuda_graph_needs_cuda(capsys):
     sampler_module.say_once.cache_clear()
     SGLD(2, backend="cuda_graph")(ConvEnergy(hidden=4), images(3), generator())
     assert "cuda_graph: eager, because a CUDA graph takes an nn.Module on CUDA" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("energy", [ConvEnergy(classes=10), ResNetEnergy(width=16, stem=8)])
+def test_a_cuda_graph_has_the_bits_of_autograd(energy, monkeypatch):
+    """Also after the weights have moved in place; and without TF32 what the CPU has, to rounding."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    x, labels = images(32), torch.arange(32) % 10 if energy.classes else None
+    on_cpu = SGLD(20, noise_std=0, backend="eager")(energy, x, generator(), labels=labels)
+    energy.cuda()
+    x, labels = x.cuda(), None if labels is None else labels.cuda()
+    on_cuda = SGLD(20, noise_std=0)(energy, x, torch.Generator("cuda"), labels=labels)
+    torch.testing.assert_close(on_cuda.cpu(), on_cpu, rtol=0, atol=1e-5)
+    for _ in range(2):
+        graph, eager = (
+            SGLD(20, backend=backend)(energy, x, torch.Generator("cuda").manual_seed(1), labels=labels)
+            for backend in ("cuda_graph", "eager")
+        )
+        assert torch.equal(graph, eager)
+        with torch.no_grad():
+            for weights in energy.parameters():
+                weights.mul_(1.1)

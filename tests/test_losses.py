@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ebm.losses import ContrastiveDivergence
+from ebm.losses import ContrastiveDivergence, mixed
 from ebm.optim import ExponentialDecay, PolynomialDecay, adam
 
 
@@ -107,6 +107,37 @@ def test_jitter_takes_away_the_cue_of_interpolation(jitter, right):
     assert logs["contrast_accuracy"].item() == pytest.approx(right, abs=0.08)
 
 
+def test_mixed_images_hold_a_rectangle_of_the_one_before():
+    """Image i is all i: what is not i is i − 1, fills a rectangle, and its sides and places are as they are said."""
+    x = torch.arange(2000.0).view(-1, 1, 1, 1).expand(-1, 3, 20, 50)
+    y = mixed(x, torch.Generator().manual_seed(0))
+    other = (y != x)[:, 0]
+    assert torch.equal(y[:, 0][other], x.roll(1, 0)[:, 0][other]) and torch.equal(y, y[:, :1].expand_as(y))
+    for across, size in ((2, 20), (1, 50)):
+        lines = other.any(dim=across)  # (B, size): rows, then columns, of the rectangle
+        assert (lines.int().diff(dim=1).abs().sum(dim=1) <= 2).all()
+        inner = ~lines[:, 0] & ~lines[:, -1]
+        share = lines[inner].sum(dim=1) / size
+        assert share.min() >= 0.3 - 1 / size and share.max() <= 0.7 + 1 / size
+        assert 0.02 < lines[:, 0].float().mean() < 0.35  # the centre lies anywhere, and so do some borders outside
+    rows, columns = other.any(dim=2), other.any(dim=1)
+    assert torch.equal(other, rows.unsqueeze(2) & columns.unsqueeze(1))
+
+
+def test_a_share_of_the_twins_is_mixed():
+    """An energy that sees the sum alone: mirror images keep it, mixed ones do not."""
+
+    def total(x):
+        return x.flatten(1).sum(dim=1).square()
+
+    x = torch.arange(400.0).view(-1, 1, 1, 1).expand(-1, 1, 8, 8) / 400
+    for share in (0.0, 0.3, 1.0):
+        loss_function = ContrastiveDivergence(contrast={"weight": 1.0, "flip": 1.0, "mix": share})
+        twins = loss_function.contrasts(total, x, torch.Generator().manual_seed(2))[0] + total(x)[0]
+        changed = (twins - total(x)).abs() > 1e-3
+        assert abs(changed.float().mean() - share) <= 0.08
+
+
 def test_schedules():
     assert [ExponentialDecay(0.97)(epoch, 0.5) for epoch in (0, 1, 2)] == pytest.approx([1, 0.97, 0.97**2])
     assert [PolynomialDecay(0.1, 1)(9, progress) for progress in (0, 0.5, 1)] == pytest.approx([1, 0.55, 0.1])
@@ -122,6 +153,7 @@ def test_schedules():
         (lambda: ContrastiveDivergence(kl_steps=0), "loss.kl_steps"),
         (lambda: ContrastiveDivergence(contrast={"weight": -1}), "loss.contrast.weight"),
         (lambda: ContrastiveDivergence(contrast={"rotation": 181}), "loss.contrast.rotation"),
+        (lambda: ContrastiveDivergence(contrast={"mix": 1.1}), "loss.contrast.mix"),
         (lambda: adam([], lr=0), "optimizer.lr"),
         (lambda: adam([], beta1=1.0), "optimizer.beta1"),
         (lambda: ExponentialDecay(0), "scheduler.gamma"),
