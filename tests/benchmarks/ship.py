@@ -5,14 +5,14 @@ python evaluate.py checkpoint=RUN_DIR data=mnist evaluation=shipped out=B
 python tests/benchmarks/ship.py mnist RUN_DIR A/metrics.json B/metrics.json
 
 Writes ebm/weights/mnist.pt, the energy and the configuration it was trained with, and mnist.json: recipe, seed, hash of
-the data and the figures measured.
+the data and the figures measured, and of a run that started from weights the recipe of these.
 """
 
 import json
 import sys
 from pathlib import Path
 
-from ebm import checkpoint
+from ebm import checkpoint, features
 
 name, run, *evaluations = sys.argv[1:]
 state, numbers = checkpoint.load(run), {}
@@ -21,10 +21,17 @@ for file in evaluations:
 config = state["config"]
 if "root" in config["data"]:  # a path of this machine
     config["data"]["root"] = "data"
+began: dict[str, object] = {}
+if config.get("start"):
+    before = checkpoint.load(config["start"])
+    if Path(config["start"]).exists():  # another path
+        config["start"], before["config"]["data"]["root"] = "RUN_DIR", "data"
+    weights = features.weights_hash(before["energy"])
+    began = {"start": {"weights": weights, "steps": before["step"], "config": before["config"]}}
 kept = {key: state[key] for key in ("energy", "energy_config", "step", "epoch")}
 checkpoint.save(checkpoint.WEIGHTS / f"{name}.pt", kept | {"config": config})
 parts = ("data", "energy", "sampler", "buffer", "loss", "optimizer", "scheduler", "train", "seed")
-described = {
+described = began | {
     "recipe": {part: config[part] for part in parts},
     "steps": state["step"],
     "training_minutes": round(state["loop"]["seconds"] / 60, 1),
