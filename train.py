@@ -42,7 +42,8 @@ MAY_CHANGE = re.compile(
     r"device|objective|rank_timeout_minutes|data\.root|sampler\.(threads|backend)|(guard|wandb)\..*"
     r"|train\.(?!batch_size|chains|grad_norm_clip).*"
 )
-MAY_BE_NULL = ("epochs", "max_steps", "max_minutes", "save_every_steps", "save_every_minutes", "warmup_sgld_steps")
+MAY_BE_NULL = ["epochs", "max_steps", "max_minutes", "save_every_steps", "save_every_minutes"]
+MAY_BE_NULL += ["warmup_sgld_steps", "chains"]
 
 
 @dataclass
@@ -71,7 +72,7 @@ def check_numbers(cfg: DictConfig) -> None:
     if cfg.train.epochs is cfg.train.max_steps is cfg.train.max_minutes is None:
         raise ValueError("one of train.epochs, train.max_steps and train.max_minutes must be set, got none")
     for key, value in cfg.train.items():
-        if value is not None or key not in (*MAY_BE_NULL, "chains"):
+        if value is not None or key not in MAY_BE_NULL:
             real = key in ("max_minutes", "save_every_minutes", "grad_norm_clip")  # the others are whole numbers
             least = 0 if real or key == "warmup_steps" else 1
             check.number(f"train.{key}", value, least, open_low=real, integer=not real)
@@ -91,19 +92,19 @@ def build_energy(cfg: DictConfig, dataset: Dataset) -> tuple[nn.Module, dict[str
     return energy, config
 
 
-def read_back(loop: Loop, chains: Mapping[str, Tensor], batch_size: int, ranks: Ranks) -> dict[str, float]:
+def read_back(loop: Loop, chains: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
     """The means of the logs since the last read-back and statistics of the chains, over all ranks, in one transfer
-    from the device. `batch_size` is a rank's."""
+    from the device."""
     count = loop.step - loop.steps_logged
     means = {f"train/{name}": total / count for name, total in loop.sums.items()}
     means |= {f"chain/{name}": value for name, value in chains.items()}
     values = ranks.mean(torch.stack([value.float() for value in means.values()])).tolist()
     numbers = dict(zip(means, values, strict=True))
-    fresh, score, reached = (numbers.pop(f"train/fresh{what}") for what in ("", "_score", "_reached"))  # a step
-    if 0 < fresh < batch_size:
+    fresh, old, score, reached = (numbers.pop(f"train/{name}") for name in telemetry.OF_FRESH)  # a step
+    if fresh > 0 and old > 0:
         numbers["chain/score_fresh"] = score / fresh
         numbers["chain/fresh_reached"] = reached / fresh
-        numbers["chain/score_old"] = (numbers["train/score_fake"] * batch_size - score) / (batch_size - fresh)
+        numbers["chain/score_old"] = (numbers["train/score_fake"] * (fresh + old) - score) / old
     return numbers
 
 
@@ -237,7 +238,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     own = {} if ranks.size == 1 else {k: ranks.share(f"buffer.{k}", cfg.buffer[k]) for k in ("capacity", "initial")}
     new_buffer = instantiate(cfg.buffer, _partial_=True)
     buffer: ReplayBuffer = new_buffer(dataset.shape, generator, class_means=dataset.class_means, classes=classes, **own)
-    advanced = batch_size if cfg.train.chains is None else ranks.share("train.chains", cfg.train.chains)
+    advanced = ranks.share("train.chains", cfg.train.chains or cfg.train.batch_size)
     check.number("train.chains", advanced, 1, batch_size, integer=True)
     if advanced < batch_size and buffer.policy != "fifo":
         raise ValueError(f"train.chains={cfg.train.chains}, less than the batch, needs buffer.policy=fifo")
@@ -294,7 +295,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
 
             if reads:
                 state_of_chains = telemetry.chain_statistics(sampler, energy, buffer, x_data, x_model, y_model)
-                numbers = read_back(loop, state_of_chains, batch_size, ranks)
+                numbers = read_back(loop, state_of_chains, ranks)
                 rate = (step - loop.steps_logged) / (loop.seconds - loop.seconds_logged)
                 numbers["train/lr"] = optimizer.param_groups[0]["lr"]
                 numbers["train/images_per_s"] = rate * cfg.train.batch_size

@@ -8,6 +8,8 @@ from ebm.buffer import ReplayBuffer
 from ebm.metrics import value_and_gradient
 from ebm.sampler import SGLD, frozen
 
+OF_FRESH = ("fresh", "old", "fresh_score", "fresh_reached")
+
 
 def chain_statistics(
     sampler: SGLD, energy: nn.Module, buffer: ReplayBuffer, x_data: Tensor, x_model: Tensor, y: Tensor | None = None
@@ -40,14 +42,15 @@ def chain_statistics(
 
 
 def fresh_scores(scores: Tensor, ages: Tensor) -> dict[str, Tensor]:
-    """Of the `scores` (B,) of chains that came from noise K steps ago, those drawn at age 0: how many, their sum, and
-    how many came within three standard deviations of the other chains' mean, or above. No transfer from the device."""
+    """Of the `scores` (B,) of chains that came from noise K steps ago, those drawn at age 0: how many, and how many
+    others; their sum, and how many came within three standard deviations of the others' mean, or above. No transfer
+    from the device."""
     fresh = (ages == 0).float()
     old = 1 - fresh
     mean = (scores * old).sum() / old.sum()
     std = ((scores - mean).square() * old).sum().div(old.sum()).sqrt()
     reached = (scores >= mean - 3 * std).float() * fresh  # none where no chain is old: NaN is not larger
-    return {"fresh": fresh.sum(), "fresh_score": (scores * fresh).sum(), "fresh_reached": reached.sum()}
+    return dict(zip(OF_FRESH, (fresh.sum(), old.sum(), (scores * fresh).sum(), reached.sum()), strict=True))
 
 
 def saturation(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:

@@ -47,9 +47,14 @@ def test_chain_statistics_leave_the_energy_alone():
 def test_fresh_scores():
     scores, ages = torch.tensor([1.0, 2.0, 3.0, 0.0, -9.0, 9.0]), torch.tensor([30, 60, 90, 0, 0, 0])
     got = fresh_scores(scores, ages)  # the old: 2 ± 0.82
-    assert {name: float(value) for name, value in got.items()} == {"fresh": 3, "fresh_score": 0, "fresh_reached": 2}
+    assert {name: float(value) for name, value in got.items()} == {
+        "fresh": 3,
+        "old": 3,
+        "fresh_score": 0,
+        "fresh_reached": 2,
+    }
     nothing_old = fresh_scores(scores, torch.zeros(6, dtype=torch.int64))
-    assert nothing_old["fresh"] == 6 and nothing_old["fresh_reached"] == 0
+    assert nothing_old["fresh"] == 6 and nothing_old["old"] == 0 and nothing_old["fresh_reached"] == 0
 
 
 def test_picture_of_scores_and_ages(tmp_path):
