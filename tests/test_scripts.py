@@ -127,6 +127,7 @@ GROUPS = {
         "clothes": ["data.root={root}"],
         "outliers": ["data.root={root}", "energy.hidden=4"],
         "residual": ["data.root={root}", "energy.width=2"],
+        "residual_twins": ["data.root={root}", "energy.width=2", "start=null", "train.chains=4"],
         "residual_finish": ["data.root={root}", "energy.width=2", "start=null", "train.chains=4"],
         "residual_clothes": ["data.root={root}", "energy.width=2"],
         **{name: [] for name in ("density", "convergent", "nonconvergent", "hybrid")},
