@@ -5,12 +5,13 @@ python evaluate.py checkpoint=RUN_DIR data=mnist evaluation=shipped out=B
 python tests/benchmarks/ship.py mnist RUN_DIR A/metrics.json B/metrics.json
 
 Writes ebm/weights/mnist.pt, the energy and the configuration it was trained with, and mnist.json: recipe, seed, hash of
-the data and the figures measured, and of a run that started from weights the recipe of these.
+the data and the figures measured, and of a run that started from weights the recipe of these, and of theirs.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ebm import checkpoint, features
 
@@ -21,13 +22,20 @@ for file in evaluations:
 config = state["config"]
 if "root" in config["data"]:  # a path of this machine
     config["data"]["root"] = "data"
-began: dict[str, object] = {}
-if config.get("start"):
-    before = checkpoint.load(config["start"])
+
+
+def before(config: dict[str, Any]) -> dict[str, Any]:
+    """What the run of this configuration started from, and that from, …: weights, steps and configuration of each."""
+    if not config.get("start"):
+        return {}
+    its = checkpoint.load(config["start"])
     if Path(config["start"]).exists():  # another path
-        config["start"], before["config"]["data"]["root"] = "RUN_DIR", "data"
-    weights = features.weights_hash(before["energy"])
-    began = {"start": {"weights": weights, "steps": before["step"], "config": before["config"]}}
+        config["start"], its["config"]["data"]["root"] = "RUN_DIR", "data"
+    weights = features.weights_hash(its["energy"])
+    return {"start": before(its["config"]) | {"weights": weights, "steps": its["step"], "config": its["config"]}}
+
+
+began = before(config)
 kept = {key: state[key] for key in ("energy", "energy_config", "step", "epoch")}
 checkpoint.save(checkpoint.WEIGHTS / f"{name}.pt", kept | {"config": config})
 parts = ("data", "energy", "sampler", "buffer", "loss", "optimizer", "scheduler", "train", "seed")
