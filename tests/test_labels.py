@@ -152,6 +152,7 @@ def test_classification_against_scikit_learn():
         metrics.classification(logits * torch.nan, labels)
 
 
+@pytest.mark.slow
 def test_joint_training_keeps_labels_and_is_evaluated(tmp_path):
     folder = tmp_path / "run"
     run("train.py", *JOINT, "buffer.policy=fifo", "buffer.initial=30", f"hydra.run.dir={folder}")

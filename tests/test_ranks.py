@@ -61,6 +61,7 @@ def half_a_step(folder: Path) -> None:
         torch.save({name: p.grad for name, p in energy.named_parameters()}, folder / f"{own.rank}.pt")
 
 
+@pytest.mark.slow
 def test_the_averaged_gradient_is_that_of_the_whole_batch(tmp_path):
     together(2, half_a_step, tmp_path)
     energy, data, model = energy_and_batch()
@@ -72,6 +73,7 @@ def test_the_averaged_gradient_is_that_of_the_whole_batch(tmp_path):
         assert torch.allclose(first[name], parameter.grad, rtol=1e-4, atol=1e-7), name
 
 
+@pytest.mark.slow
 def test_two_ranks_train_stop_and_go_on_bit_for_bit(tmp_path, images):  # noqa: F811
     """29 steps, then 40; and from there on one rank, and that on two again."""
     more = ["buffer.policy=fifo", "buffer.initial=16"]

@@ -162,6 +162,7 @@ def test_every_config_trains_two_steps(group, option, tmp_path, request):
     assert load_energy(path)(torch.zeros(3, *shape)).shape == (3,)
 
 
+@pytest.mark.slow
 def test_training_options_together(tmp_path):
     """KL term, contrast, energy clamp, augmented chains from class means, annealed steps, warm-ups; a residual net."""
     path = tmp_path / "run"
@@ -295,6 +296,7 @@ def test_denoise_published_weights_gain_psnr(published, data_root, tmp_path):
 # --- evaluate.py
 
 
+@pytest.mark.slow
 def test_evaluate_published_weights(published, data_root, tmp_path):
     result = run_script(
         "evaluate.py",

@@ -143,6 +143,7 @@ def test_objectives(tmp_path, monkeypatch, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_joblib_runs_jobs_side_by_side(tmp_path, images):  # noqa: F811
     joblib = pytest.importorskip("joblib")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -199,11 +200,12 @@ def test_submitit_preempted_it_goes_on_by_itself(tmp_path, images):  # noqa: F81
     assert len(names) == 2 and len({name.rpartition("-")[2] for name in names}) == 1  # one run, in two parts
 
 
+# The tasks run the copy: submitit moves its file as soon as sbatch returns.
 SBATCH = """#!/bin/sh
 cat "$1" > {folder}/script
 echo "Submitted batch job 7"
 for task in 0 1; do
-    SLURM_JOB_ID=7 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task sh "$1" > /dev/null 2>&1 &
+    SLURM_JOB_ID=7 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task sh {folder}/script > /dev/null 2>&1 &
 done
 """
 SRUN = """#!/bin/sh
