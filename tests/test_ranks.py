@@ -130,6 +130,7 @@ def test_chains_are_dealt_anew_none_lost_the_oldest_first():
         ranks.dealt(state | {"buffer": {"chains": torch.zeros(5), "front": 0}}, Rank(0, 2), 6, generator)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_other(tmp_path, images):  # noqa: F811
     children = started(2, go, tmp_path / "run", *SMALL, images, "train.max_steps=1000000", "train.log_every=1")
     metrics = tmp_path / "run/metrics.jsonl"

@@ -186,6 +186,7 @@ def test_training_options_together(tmp_path):
     assert load(path)["buffer"]["ages"].tolist() == [2 + 3 + 4 + 5 + 5 + 5] * 16  # K from 1 to 5 over four steps
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_weights_that_ship_and_moves_a_part_of_its_chains(tmp_path):
     path = tmp_path / "run"
     result = run(
@@ -338,6 +339,7 @@ def test_example_images_stand_over_their_own_scores(run_dir, tmp_path, monkeypat
             assert (-load_energy(run_dir)(x)).tolist() == pytest.approx(scores[name].tolist(), abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
     for size in (256, 40):
         out = tmp_path / str(size)
