@@ -123,8 +123,8 @@ class ContrastiveDivergence:
 
 def mixed(x: Tensor, generator: torch.Generator) -> Tensor:
     """Images x (B, C, H, W), each with a rectangle of the one before in the same place, its sides 0.3 to 0.7 of the
-    image's (Yun et al. 2019, "CutMix"), its centre in the middle half of either: in a corner it would be black on black
-    for a quarter of MNIST, and the twin no other than the image."""
+    image's (Yun et al. 2019, "CutMix"), its centre in the middle half of either: with centres anywhere a tenth of the
+    twins of MNIST get black for black, and are next to the image itself."""
     inside = []
     for size in x.shape[2:]:
         centre, half = (torch.rand(len(x), 1, generator=generator, device=x.device) for _ in range(2))
