@@ -127,7 +127,7 @@ def mixed(x: Tensor, generator: torch.Generator) -> Tensor:
     twins of MNIST get black for black, and are next to the image itself."""
     inside = []
     for size in x.shape[2:]:
-        centre, half = (torch.rand(len(x), 1, generator=generator, device=x.device) for _ in range(2))
+        u, v = (torch.rand(len(x), 1, generator=generator, device=x.device) for _ in range(2))
         places = torch.linspace(0, 1, size, device=x.device)
-        inside.append((places - 0.25 - 0.5 * centre).abs() < 0.15 + 0.2 * half)
+        inside.append((places - 0.25 - 0.5 * u).abs() < 0.15 + 0.2 * v)  # from the centre, below half a side
     return torch.where((inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1), x.roll(1, 0), x)

@@ -15,14 +15,6 @@ from typing import Any
 
 from ebm import checkpoint, features
 
-name, run, *evaluations = sys.argv[1:]
-state, numbers = checkpoint.load(run), {}
-for file in evaluations:
-    numbers |= json.loads(Path(file).read_text())
-config = state["config"]
-if "root" in config["data"]:  # a path of this machine
-    config["data"]["root"] = "data"
-
 
 def before(config: dict[str, Any]) -> dict[str, Any]:
     """What the run of this configuration started from, and that from, …: weights, steps and configuration of each."""
@@ -35,6 +27,13 @@ def before(config: dict[str, Any]) -> dict[str, Any]:
     return {"start": before(its["config"]) | {"weights": weights, "steps": its["step"], "config": its["config"]}}
 
 
+name, run, *evaluations = sys.argv[1:]
+state, numbers = checkpoint.load(run), {}
+for file in evaluations:
+    numbers |= json.loads(Path(file).read_text())
+config = state["config"]
+if "root" in config["data"]:  # a path of this machine
+    config["data"]["root"] = "data"
 began = before(config)
 kept = {key: state[key] for key in ("energy", "energy_config", "step", "epoch")}
 checkpoint.save(checkpoint.WEIGHTS / f"{name}.pt", kept | {"config": config})
