@@ -129,6 +129,7 @@ GROUPS = {
         "residual": ["data.root={root}", "energy.width=2"],
         "residual_twins": ["data.root={root}", "energy.width=2", "start=null", "train.chains=4"],
         "residual_finish": ["data.root={root}", "energy.width=2", "start=null", "train.chains=4"],
+        "residual_settle": ["data.root={root}", "energy.width=2", "start=null"],
         "residual_clothes": ["data.root={root}", "energy.width=2"],
         **{name: [] for name in ("density", "convergent", "nonconvergent", "hybrid")},
     },

@@ -1,6 +1,6 @@
 """Curves of runs in one figure, and their numbers, means over 100 steps, in a .json beside it.
 
-python tests/benchmarks/curves.py figure.png NAME=RUN_DIR …
+python tests/benchmarks/curves.py figure.png NAME=RUN_DIR …    # or NAME=FILE, such a .json that has NAME
 """
 
 import json
@@ -32,7 +32,10 @@ def curves(run_dir: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def main(out: str, *runs: str) -> None:
-    of_runs = {name: curves(run_dir) for name, _, run_dir in (run.partition("=") for run in runs)}
+    of_runs = {}
+    for name, _, source in (run.partition("=") for run in runs):
+        file = Path(source)
+        of_runs[name] = json.loads(file.read_text())["runs"][name] if file.is_file() else curves(source)
     with figures.plot(Path(out), 7, 4.2, 2, 2, sharex=True) as grid:
         for axes, (key, title) in zip(grid.flat, PANELS.items(), strict=True):
             for name, of_run in of_runs.items():

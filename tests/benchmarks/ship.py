@@ -21,10 +21,12 @@ def before(config: dict[str, Any]) -> dict[str, Any]:
     if not config.get("start"):
         return {}
     its = checkpoint.load(config["start"])
-    if Path(config["start"]).exists():  # another path
+    beside = checkpoint.WEIGHTS / f"{config['start']}.json"
+    earlier = json.loads(beside.read_text()) if beside.is_file() else before(its["config"])
+    if Path(config["start"]).exists() or config["start"] == name:  # another path, or what these replace
         config["start"], its["config"]["data"]["root"] = "RUN_DIR", "data"
-    weights = features.weights_hash(its["energy"])
-    return {"start": before(its["config"]) | {"weights": weights, "steps": its["step"], "config": its["config"]}}
+    of_it = {"weights": features.weights_hash(its["energy"]), "steps": its["step"], "config": its["config"]}
+    return {"start": {key: earlier[key] for key in ("start",) if key in earlier} | of_it}
 
 
 name, run, *evaluations = sys.argv[1:]
