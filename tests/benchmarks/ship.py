@@ -15,6 +15,8 @@ from typing import Any
 
 from ebm import checkpoint, features
 
+name, run, *evaluations = sys.argv[1:]
+
 
 def before(config: dict[str, Any]) -> dict[str, Any]:
     """What the run of this configuration started from, and that from, …: weights, steps and configuration of each."""
@@ -23,13 +25,13 @@ def before(config: dict[str, Any]) -> dict[str, Any]:
     its = checkpoint.load(config["start"])
     beside = checkpoint.WEIGHTS / f"{config['start']}.json"
     earlier = json.loads(beside.read_text()) if beside.is_file() else before(its["config"])
+    began = {"start": earlier["start"]} if "start" in earlier else {}
     if Path(config["start"]).exists() or config["start"] == name:  # another path, or what these replace
         config["start"], its["config"]["data"]["root"] = "RUN_DIR", "data"
-    of_it = {"weights": features.weights_hash(its["energy"]), "steps": its["step"], "config": its["config"]}
-    return {"start": {key: earlier[key] for key in ("start",) if key in earlier} | of_it}
+    weights = features.weights_hash(its["energy"])
+    return {"start": began | {"weights": weights, "steps": its["step"], "config": its["config"]}}
 
 
-name, run, *evaluations = sys.argv[1:]
 state, numbers = checkpoint.load(run), {}
 for file in evaluations:
     numbers |= json.loads(Path(file).read_text())
