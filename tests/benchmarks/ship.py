@@ -5,7 +5,8 @@ python evaluate.py checkpoint=RUN_DIR data=mnist evaluation=shipped out=B
 python tests/benchmarks/ship.py mnist RUN_DIR A/metrics.json B/metrics.json
 
 Writes ebm/weights/mnist.pt, the energy and the configuration it was trained with, and mnist.json: recipe, seed, hash of
-the data and the figures measured, and of a run that started from weights the recipe of these, and of theirs.
+the data and the figures measured, and of a run that started from weights the recipe of these, and of theirs. RUN_DIR
+may be a file of average.py.
 """
 
 import json
@@ -50,4 +51,6 @@ described = began | {
     "protocol": numbers.pop("protocol"),
     "figures": {key: value for key, value in numbers.items() if key not in ("checkpoint", "skipped")},
 }
+if "mean_of" in state:
+    described["mean_of"] = state["mean_of"]
 (checkpoint.WEIGHTS / f"{name}.json").write_text(json.dumps(described, indent=1) + "\n")
