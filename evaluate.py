@@ -435,6 +435,7 @@ def protocol(ev: Evaluation) -> dict[str, Any]:
     return config | {
         "weights": [features.weights_hash(energy.state_dict()) for energy in ev.energies],
         "step": ev.state["step"],
+        "class_shares": ev.state.get("class_shares"),
         "data": {"name": ev.dataset.name, "hash": features.data_hash(ev.dataset)},
         "classifier": ev.classifier[1] if "classifier" in vars(ev) else None,
         "device": ev.device.type,

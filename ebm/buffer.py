@@ -28,15 +28,16 @@ class ReplayBuffer:
 
     `augment` turns, scales, shifts and mirrors drawn chains (B, C, H, W) with its `probability`, by
     `random_affine` with the rest of it (Du, Li, Tenenbaum & Mordatch 2021, section 3.2): steps that SGLD does
-    not find. None: never. Chains keep their labels in [0, classes); those of fresh ones are random, and without
-    `classes` all 0, or the number of the class mean. Raises ValueError for a setting out of range.
+    not find. None: never. Chains keep their labels in [0, classes); those of fresh ones are random, all
+    equally likely with `fresh_labels` "alike" and as often as `class_shares` (classes,) say with "data"; without
+    `classes` they are all 0, or the number of the class mean. Raises ValueError for a setting out of range.
     """
 
     def __init__(
         self, shape: Sequence[int], generator: torch.Generator, capacity: int = 8192, initial: int = 128,
         reinit_probability: float = 0.05, policy: str = "fifo", init: str = "noise", init_noise_std: float = 0.3,
         class_means: Callable[[], Tensor] | None = None, augment: Mapping[str, float] | None = None,
-        classes: int | None = None,
+        classes: int | None = None, fresh_labels: str = "alike", class_shares: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         self.capacity = check.number("buffer.capacity", capacity, 1, integer=True)
         self.policy = check.choice("buffer.policy", policy, ("fifo", "in_place"))
@@ -55,6 +56,11 @@ class ReplayBuffer:
                     f"buffer.init=class_means needs images of each class, got {len(self.class_means)} means for "
                     f"energy.classes={classes}"
                 )
+        self.class_shares = None
+        if check.choice("buffer.fresh_labels", fresh_labels, ("alike", "data")) == "data":
+            if class_shares is None:
+                raise ValueError("buffer.fresh_labels=data needs an energy with classes (energy.classes)")
+            self.class_shares = torch.tensor(class_shares, device=generator.device)
         self.affine = dict(augment or {})
         self.augment_probability = check.number("buffer.augment.probability", self.affine.pop("probability", 0.0), 0, 1)
         check_affine("buffer.augment", self.affine)
@@ -69,10 +75,12 @@ class ReplayBuffer:
         self.chains[: self.size], self.labels[: self.size] = self.fresh(self.size, generator)
 
     def fresh(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`count` new chains (count, *shape) and their labels (count,), all equally likely."""
+        """`count` new chains (count, *shape) and their labels (count,)."""
         x = torch.empty(count, *self.chains.shape[1:], device=self.chains.device)
         labels = torch.zeros(count, dtype=torch.int64, device=x.device)
-        if self.classes > 1:
+        if self.class_shares is not None:
+            labels = torch.multinomial(self.class_shares, count, replacement=True, generator=generator)
+        elif self.classes > 1:
             labels.random_(self.classes, generator=generator)
         if self.class_means is None:
             return x.uniform_(-1, 1, generator=generator), labels

@@ -175,6 +175,9 @@ def _problem(state: Mapping[str, Any]) -> str:
     shape = state["energy_config"].get("shape")
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
         return f"energy_config.shape is {shape!r}, not a list of sizes"
+    shares = state.get("class_shares")
+    if shares is not None and not (isinstance(shares, list) and all(type(s) is float and 0 <= s <= 1 for s in shares)):
+        return "class_shares are no list of shares in [0, 1]"
     for key, value in state["energy"].items():
         if not isinstance(key, str) or not _is_dense(value):
             return f"weights {key} are no plain tensor"
@@ -237,6 +240,9 @@ def build_energy(state: dict[str, Any], source: str | Path = "checkpoint") -> nn
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave no trace of them
             energy = kind(**config)
         energy.load_state_dict(weights)
+        vars(energy)["class_shares"] = shares = state.get("class_shares")
+        if shares and len(shares) != (classes := getattr(energy, "classes", None)):
+            raise ValueError(f"it has {len(shares)} class_shares for {classes} classes")
     except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError, AttributeError) as error:
         raise CheckpointError(f"{source}: its energy cannot be built: {error}") from error
     return energy.eval().to(memory_format=torch.channels_last)

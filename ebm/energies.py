@@ -20,6 +20,7 @@ class Network(nn.Module):
     """
 
     layers: nn.Sequential
+    class_shares: list[float] | None = None  # p(y) of the data, which the labels of samples follow; None: all alike
 
     def __init__(self, shape: tuple[int, ...], classes: int | None, temperature: float) -> None:
         super().__init__()
@@ -48,9 +49,17 @@ class Network(nn.Module):
 
 
 def labels_in_turn(energy: nn.Module, count: int, device: str | torch.device = "cpu") -> Tensor | None:
-    """Labels 0, 1, …, 0, 1, … (count,) for chains of an energy with classes; None without."""
+    """Labels (count,) for chains of an energy with classes, each as often as its `class_shares` say: where it has none,
+    or all are alike, 0, 1, …, 0, 1, …. The first ones are the same whatever the count. None without classes.
+
+    The k-th chain of class y is due at (k + ½)/share (Sainte-Laguë's method).
+    """
     classes = getattr(energy, "classes", None)
-    return None if classes is None else torch.arange(count, device=device) % classes
+    if classes is None:
+        return None
+    shares = torch.tensor(getattr(energy, "class_shares", None) or [1.0] * classes, dtype=torch.float64)
+    due = (torch.arange(count).unsqueeze(1) + 0.5) / shares
+    return (due.flatten().argsort(stable=True)[:count] % classes).to(device)
 
 
 class ConvEnergy(Network):

@@ -164,7 +164,7 @@ def test_zip_bombs(tmp_path):
 
 
 def conv(**config):
-    energy = ConvEnergy((1, 8, 8), 2)
+    energy = ConvEnergy((1, 8, 8), 2, config.get("classes"))
     return state_of(energy, {"_target_": "ebm.energies.ConvEnergy", "shape": [1, 8, 8], "hidden": 2} | config)
 
 
@@ -196,6 +196,9 @@ HOSTILE = {
     "Linear is not an energy": lambda: conv(_target_="torch.nn.Linear"),
     "buffer.chains": lambda: conv() | {"buffer": {"chains": torch.zeros(3, 2), "ages": torch.zeros(3)}},
     "buffer.ages": lambda: conv() | {"buffer": {"chains": torch.zeros(3, 1, 8, 8), "ages": torch.zeros(3)}},
+    "class_shares are no": lambda: conv(classes=2) | {"class_shares": [0.5, float("nan")]},
+    "3 class_shares for 2 classes": lambda: conv(classes=2) | {"class_shares": [0.2, 0.3, 0.5]},
+    "2 class_shares for None classes": lambda: conv() | {"class_shares": [0.5, 0.5]},
     "buffer is no dict": lambda: conv() | {"buffer": 1},
 }
 

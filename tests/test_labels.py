@@ -1,6 +1,7 @@
 """Energies with classes: E(x, y) = −f(x)[y], E(x) = −T·log Σ_y exp(f(x)[y]/T), from sampler to scripts."""
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from conftest import assert_one_line_error, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.stats import kstest
+from scipy.stats import chisquare, kstest
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
@@ -38,6 +39,25 @@ class Gaussians(nn.Module):
     def forward(self, x, labels=None):
         every = (x - torch.arange(3.0)).square() / 2
         return -(-every).logsumexp(dim=1) if labels is None else every.gather(1, labels.view(len(x), -1)).squeeze(1)
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=8).filter(any), st.integers(1, 200))
+def test_labels_are_as_often_as_in_the_data(counts, count):
+    energy = Gaussians()
+    energy.classes, energy.class_shares = len(counts), [n / sum(counts) for n in counts]
+    labels = labels_in_turn(energy, count)
+    held = [0] * len(counts)
+    for label in labels.tolist():  # each is one of those that are furthest behind their shares
+        due = {y: Fraction(2 * have + 1, n) for y, (have, n) in enumerate(zip(held, counts, strict=True)) if n}
+        assert due[label] == min(due.values())
+        held[label] += 1
+    assert torch.equal(labels, labels_in_turn(energy, 200)[:count])
+    energy.class_shares = [1 / len(counts)] * len(counts)
+    in_turn = labels_in_turn(energy, count)
+    energy.class_shares = None
+    assert torch.equal(in_turn, torch.arange(count) % len(counts)) and torch.equal(
+        labels_in_turn(energy, count), in_turn
+    )
 
 
 @pytest.mark.parametrize("kind", [ConvEnergy, ResNetEnergy, MLPEnergy])
@@ -113,12 +133,26 @@ def test_the_buffer_keeps_labels(policy):
         buffer.put(chains, places, ages + 1, labels)
     assert torch.equal(buffer.chains[: buffer.size], means[buffer.labels[: buffer.size]])
     assert buffer.labels.bincount().min() > 0
+
     again = ReplayBuffer((1,), generator(), 100, 50, 0.2, policy, "class_means", 0.0, lambda: means, classes=5)
     again.load_state_dict(buffer.state_dict())
     assert torch.equal(again.labels[: again.size], buffer.labels[: buffer.size])
     for bad in (torch.full((buffer.size,), 5), torch.zeros(3, dtype=torch.int64)):
         with pytest.raises(ValueError, match="labels"):
             again.load_state_dict(buffer.state_dict() | {"labels": bad})
+
+
+def test_labels_of_fresh_chains():
+    shares = [0.5, 0.3, 0.2]
+    for expected, more in [([1 / 3] * 3, {}), (shares, {"fresh_labels": "data", "class_shares": shares})]:
+        buffer = ReplayBuffer((1,), generator(), 5000, policy="in_place", classes=3, **more)
+        _, _, _, labels = buffer.draw(5000, generator(1))
+        for drawn in (buffer.labels, labels, buffer.fresh(5000, generator(2))[1]):
+            assert chisquare(drawn.bincount(), 5000 * np.array(expected)).pvalue > 1e-3
+    with pytest.raises(ValueError, match=r"buffer.fresh_labels=data needs an energy with classes"):
+        ReplayBuffer((1,), generator(), fresh_labels="data")
+    with pytest.raises(ValueError, match=r"buffer.fresh_labels must be one of alike, data"):
+        ReplayBuffer((1,), generator(), classes=3, fresh_labels="some")
 
 
 def test_the_loss_by_hand():
@@ -155,7 +189,14 @@ def test_classification_against_scikit_learn():
 @pytest.mark.slow
 def test_joint_training_keeps_labels_and_is_evaluated(tmp_path):
     folder = tmp_path / "run"
-    run("train.py", *JOINT, "buffer.policy=fifo", "buffer.initial=30", f"hydra.run.dir={folder}")
+    run(
+        "train.py",
+        *JOINT,
+        "buffer.policy=fifo",
+        "buffer.initial=30",
+        "buffer.fresh_labels=data",
+        f"hydra.run.dir={folder}",
+    )
     buffer = checkpoint.load(folder)["buffer"]
     assert buffer["labels"].shape == (40,) and buffer["labels"].max() < 10
     names = {name for line in (folder / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
@@ -195,6 +236,13 @@ def test_joint_training_keeps_labels_and_is_evaluated(tmp_path):
     assert (samples["all"]["labels"] == np.arange(32) % 10).all() and "labels" not in samples["any"]
     with Image.open(tmp_path / "all/grid.png") as grid:  # 32 chains: three of each class
         assert grid.width / grid.height == pytest.approx(3 / 10, rel=0.05)
+    state = checkpoint.load(folder)
+    assert state["class_shares"] == [0.1] * 10
+    state["class_shares"] = [0.55] + [0.05] * 9
+    checkpoint.save(tmp_path / "uneven.pt", state)
+    done = run("sample.py", f"checkpoint={tmp_path / 'uneven.pt'}", "num_samples=20", "steps=1", f"out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert np.bincount(np.load(tmp_path / "samples.npz")["labels"]).tolist() == [11] + [1] * 9
     done = run("sample.py", f"checkpoint={folder}", "label=3", "init=buffer", "num_samples=2", f"out={tmp_path / 'b'}")
     assert done.returncode == 0 and (np.load(tmp_path / "b/samples.npz")["labels"] == 3).all(), done.stderr
 
