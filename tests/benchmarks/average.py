@@ -1,7 +1,7 @@
 """The mean of the weights of checkpoints (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
-Generalization"), all else as in the last of them:
+Generalization"), all else as in the last of them but for the step size of samples:
 
-python tests/benchmarks/average.py OUT.pt CHECKPOINT CHECKPOINT …
+python tests/benchmarks/average.py OUT.pt STEP_SIZE CHECKPOINT CHECKPOINT …
 """
 
 import sys
@@ -11,8 +11,15 @@ import torch
 
 from ebm import checkpoint, features
 
-out, *sources = sys.argv[1:]
+out, step_size, *sources = sys.argv[1:]
 states = [checkpoint.load(source) for source in sources]
-mean_of = [{"weights": features.weights_hash(state["energy"]), "steps": state["step"]} for state in states]
+told = ("seed", "buffer", "loss")  # of each member's configuration
+mean_of = [
+    {"weights": features.weights_hash(state["energy"]), "steps": state["step"]}
+    | {part: state["config"][part] for part in told}
+    for state in states
+]
 weights = {name: torch.stack([state["energy"][name] for state in states]).mean(0) for name in states[-1]["energy"]}
-checkpoint.save(Path(out), states[-1] | {"energy": weights, "mean_of": mean_of})
+last = states[-1]
+last["config"]["sampler"]["step_size"] = float(step_size)
+checkpoint.save(Path(out), last | {"energy": weights, "mean_of": mean_of})

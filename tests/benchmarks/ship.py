@@ -40,7 +40,7 @@ config = state["config"]
 if "root" in config["data"]:  # a path of this machine
     config["data"]["root"] = "data"
 began = before(config)
-kept = {key: state[key] for key in ("energy", "energy_config", "step", "epoch")}
+kept = {key: state[key] for key in ("energy", "energy_config", "class_shares", "step", "epoch")}
 checkpoint.save(checkpoint.WEIGHTS / f"{name}.pt", kept | {"config": config})
 parts = ("data", "energy", "sampler", "buffer", "loss", "optimizer", "scheduler", "train", "seed")
 described = began | {
