@@ -86,13 +86,11 @@ def build_energy(cfg: DictConfig, dataset: Dataset) -> tuple[nn.Module, dict[str
         torch.set_rng_state(torch.Generator().manual_seed(cfg.seed).get_state())
         energy = instantiate(config, _convert_="all")
     classes = getattr(energy, "classes", None)
-    if classes is not None:
-        counts = torch.zeros(0) if dataset.train_labels is None else dataset.train_labels.bincount(minlength=classes)
-        if len(counts) != classes:
-            labels = f"0 to {len(counts) - 1}" if len(counts) else "none"
-            raise ValueError(
-                f"energy.classes={classes} needs data with labels below it; those of {dataset.name}: {labels}"
-            )
+    if classes is not None and (dataset.train_labels is None or int(dataset.train_labels.max()) >= classes):
+        labels = "none" if dataset.train_labels is None else f"0 to {int(dataset.train_labels.max())}"
+        raise ValueError(f"energy.classes={classes} needs data with labels below it; those of {dataset.name}: {labels}")
+    if classes is not None and dataset.train_labels is not None:
+        counts = dataset.train_labels.bincount(minlength=classes)
         energy.class_shares = (counts.double() / counts.sum()).tolist()
     return energy, config
 
@@ -237,13 +235,13 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     seed, batch_size = ranks.seed(cfg.seed), ranks.share("train.batch_size", cfg.train.batch_size)
     generator = torch.Generator(device).manual_seed(seed)
     shared = generator if ranks.size == 1 else torch.Generator(device).manual_seed(cfg.seed)  # the data's order
-    classes = getattr(energy, "classes", None)
+    classes, class_shares = (getattr(energy, name, None) for name in ("classes", "class_shares"))
     y_train = None if classes is None else dataset.train_labels
     batches = Batches(dataset.train, cfg.train.batch_size, shared, ranks.rank, ranks.size, y_train)
-    of_data = {"class_means": dataset.class_means, "class_shares": getattr(energy, "class_shares", None)}
     own = {} if ranks.size == 1 else {k: ranks.share(f"buffer.{k}", cfg.buffer[k]) for k in ("capacity", "initial")}
     new_buffer = instantiate(cfg.buffer, _partial_=True)
-    buffer: ReplayBuffer = new_buffer(dataset.shape, generator, classes=classes, **of_data, **own)
+    of_data = {"class_means": dataset.class_means, "classes": classes, "class_shares": class_shares}
+    buffer: ReplayBuffer = new_buffer(dataset.shape, generator, **of_data, **own)
     advanced = ranks.share("train.chains", cfg.train.chains or cfg.train.batch_size)
     check.number("train.chains", advanced, 1, batch_size, integer=True)
     if advanced < batch_size and buffer.policy != "fifo":
@@ -358,8 +356,8 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
             if saves:
                 snapshot = {name: part.state_dict() for name, part in parts.items()}
                 snapshot |= {"generator": generator.get_state(), "tracker": tracker.state_dict()}
-                snapshot |= {"energy_config": energy_config, "class_shares": getattr(energy, "class_shares", None)}
-                snapshot |= {"healthy": guard.healthy, "step": step, "epoch": epoch, "config": config}
+                snapshot |= {"energy_config": energy_config, "class_shares": class_shares, "config": config}
+                snapshot |= {"healthy": guard.healthy, "step": step, "epoch": epoch}
                 if ranks.size > 1:
                     shard = {"buffer": snapshot["buffer"], "generator": snapshot["generator"], "sums": loop.sums}
                     snapshot |= {"order_generator": shared.get_state()} | merged(ranks.gather(shard))

@@ -55,9 +55,8 @@ def test_labels_are_as_often_as_in_the_data(counts, count):
     energy.class_shares = [1 / len(counts)] * len(counts)
     in_turn = labels_in_turn(energy, count)
     energy.class_shares = None
-    assert torch.equal(in_turn, torch.arange(count) % len(counts)) and torch.equal(
-        labels_in_turn(energy, count), in_turn
-    )
+    assert torch.equal(in_turn, torch.arange(count) % len(counts))
+    assert torch.equal(in_turn, labels_in_turn(energy, count))
 
 
 @pytest.mark.parametrize("kind", [ConvEnergy, ResNetEnergy, MLPEnergy])
@@ -133,7 +132,6 @@ def test_the_buffer_keeps_labels(policy):
         buffer.put(chains, places, ages + 1, labels)
     assert torch.equal(buffer.chains[: buffer.size], means[buffer.labels[: buffer.size]])
     assert buffer.labels.bincount().min() > 0
-
     again = ReplayBuffer((1,), generator(), 100, 50, 0.2, policy, "class_means", 0.0, lambda: means, classes=5)
     again.load_state_dict(buffer.state_dict())
     assert torch.equal(again.labels[: again.size], buffer.labels[: buffer.size])
@@ -189,14 +187,8 @@ def test_classification_against_scikit_learn():
 @pytest.mark.slow
 def test_joint_training_keeps_labels_and_is_evaluated(tmp_path):
     folder = tmp_path / "run"
-    run(
-        "train.py",
-        *JOINT,
-        "buffer.policy=fifo",
-        "buffer.initial=30",
-        "buffer.fresh_labels=data",
-        f"hydra.run.dir={folder}",
-    )
+    settings_of_buffer = ["buffer.policy=fifo", "buffer.initial=30", "buffer.fresh_labels=data"]
+    run("train.py", *JOINT, *settings_of_buffer, f"hydra.run.dir={folder}")
     buffer = checkpoint.load(folder)["buffer"]
     assert buffer["labels"].shape == (40,) and buffer["labels"].max() < 10
     names = {name for line in (folder / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}

@@ -13,13 +13,13 @@ from ebm import checkpoint, features
 
 out, step_size, *sources = sys.argv[1:]
 states = [checkpoint.load(source) for source in sources]
+last = states[-1]
 told = ("seed", "buffer", "loss")  # of each member's configuration
 mean_of = [
     {"weights": features.weights_hash(state["energy"]), "steps": state["step"]}
     | {part: state["config"][part] for part in told}
     for state in states
 ]
-weights = {name: torch.stack([state["energy"][name] for state in states]).mean(0) for name in states[-1]["energy"]}
-last = states[-1]
+weights = {name: torch.stack([state["energy"][name] for state in states]).mean(0) for name in last["energy"]}
 last["config"]["sampler"]["step_size"] = float(step_size)
 checkpoint.save(Path(out), last | {"energy": weights, "mean_of": mean_of})
