@@ -6,8 +6,6 @@ Runs of evaluations that are there already, in one table and one figure:  python
 import json
 import math
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +24,7 @@ from torch import Tensor, nn
 
 import ebm
 from ebm import ais, check, checkpoint, densities, features, figures, metrics, report, tracking
-from ebm.cli import one_line_errors, output_folder, pick_device
+from ebm.cli import one_line_errors, output_folder, pick_device, whole_files
 from ebm.data import Dataset, scaled
 from ebm.energies import labels_in_turn
 from ebm.outliers import folder_of, outliers
@@ -425,7 +423,7 @@ def check_numbers(cfg: DictConfig) -> None:
 def protocol(ev: Evaluation) -> dict[str, Any]:
     """Everything the numbers depend on, and nothing that they do not: the same on every run of the same evaluation."""
     config: Any = OmegaConf.to_container(ev.cfg, resolve=True)
-    for key in ("wandb", "out", "cache", "batch_size", "compare", "checkpoint", "data", "device"):
+    for key in ("wandb", "out", "cache", "batch_size", "compare", "checkpoint", "modules", "data", "device"):
         config.pop(key)
     config["ood"].pop("root")
     config["sampler"] = {k: v for k, v in vars(ev.sampler).items() if k != "threads" and not k.startswith("_")}
@@ -452,25 +450,22 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
     if not paths:
         raise ValueError("checkpoint must be a run directory, a checkpoint file or a list of them, got []")
     states = [checkpoint.load(path) for path in paths]
-    energies = [checkpoint.build_energy(s, path).to(device) for s, path in zip(states, paths, strict=True)]
+    built = [checkpoint.build_energy(s, path, cfg.modules) for s, path in zip(states, paths, strict=True)]
+    energies = [energy.to(device) for energy in built]
     for path, state in zip(paths, states, strict=True):
         if checkpoint.input_shape(state) != checkpoint.input_shape(states[0]):
             raise ValueError(f"checkpoint: {path} takes other images than {paths[0]}, they make no ensemble")
     dataset = dataset_of(cfg, states[0])
     sub = "" if number is None or (cfg.out is None and Path(paths[0]).is_dir()) else f"/{number}"
-    if cfg.out is not None and Path(cfg.out).is_file():
-        raise ValueError(f"out must be a directory, got the file {cfg.out}")
-    with tempfile.TemporaryDirectory(prefix="evaluation-") as aside:
-        ev = Evaluation(cfg, states[0], energies, dataset, sampler_of(cfg, states[0]), device, Path(aside))
+    out = output_folder(cfg.out and cfg.out + sub, paths[0], f"evaluation/{cfg.evaluation.name}{sub}")
+    with whole_files(out) as aside:
+        ev = Evaluation(cfg, states[0], energies, dataset, sampler_of(cfg, states[0]), device, aside)
         for part in cfg.evaluation.parts:
             PARTS[part](ev)
         numbers = ev.numbers | {"checkpoint": str(paths[0]), "skipped": ev.skipped, "protocol": protocol(ev)}
         title = f"{cfg.evaluation.name}: {Path(paths[0]).name} on {dataset.name}"
         report.write(ev.folder / "report.html", title, ev.sections, ev.skipped, numbers["protocol"])
         (ev.folder / "metrics.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n")
-        out = output_folder(cfg.out and cfg.out + sub, paths[0], f"evaluation/{cfg.evaluation.name}{sub}")
-        for file in sorted(ev.folder.iterdir(), key=lambda file: file.suffix == ".json"):  # the numbers last
-            shutil.move(file, out / file.name)
     pictures = {Path(name).stem: out / name for section in ev.sections for name in section.pictures}
     logged: Any = OmegaConf.to_container(cfg, resolve=True)
     tracking.log_evaluation(out, numbers, pictures, logged, **logged["wandb"])

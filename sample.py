@@ -1,7 +1,9 @@
 """Draw samples from an energy, or restore images:  python sample.py checkpoint=RUN_DIR [init=denoise] [key=value …]"""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import hydra
@@ -11,8 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ebm import check, checkpoint, composition, figures, metrics, restoration
-from ebm.cli import one_line_errors, output_folder, pick_device
+from ebm import check, checkpoint, composition, figures, metrics, named, restoration
+from ebm.cli import one_line_errors, output_folder, pick_device, whole_files
 from ebm.data import Dataset, checked_images, read_image, scaled
 from ebm.energies import labels_in_turn
 from ebm.sampler import SGLD, Given, chain_generators, trace_in_batches, uniform_noise
@@ -24,12 +26,10 @@ MNIST = {"_target_": "ebm.data.torchvision_dataset", "name": "MNIST", "root": "d
 
 def sampler_of(cfg: DictConfig, state: dict[str, Any]) -> SGLD:
     """The checkpoint's sampler, but for the settings given in the config (those that are not `trained`)."""
-    settings = dict(state["config"].get("sampler", {}))
-    settings.pop("_target_", None)
     given: Any = OmegaConf.to_container(cfg.sampler, resolve=True)
-    settings |= {key: value for key, value in given.items() if value != "trained"}
     try:
-        return SGLD(**settings)
+        _, settings = named.shipped("sampler", {"_target_": "ebm.sampler.SGLD"} | state["config"].get("sampler", {}))
+        return SGLD(**settings | {key: value for key, value in given.items() if value != "trained"})
     except TypeError as error:  # the file names a setting that there is none of
         raise checkpoint.CheckpointError(f"the checkpoint's sampler cannot be built: {error}") from error
 
@@ -52,16 +52,22 @@ def given_images(path: str, shape: tuple[int, ...]) -> Tensor:
 
 def dataset_of(cfg: DictConfig, state: dict[str, Any]) -> Dataset:
     """The data set given as `data=`, or else the one that the checkpoint was trained on (the tutorial's: MNIST)."""
-    config: Any = OmegaConf.to_container(cfg.data, resolve=True)
-    if config["_target_"] is None:
-        root = config["root"]
-        config = dict(state["config"].get("data", MNIST))
-        ours = ("ebm.data.", "ebm.densities.")
-        if not str(config.get("_target_")).startswith(ours):  # a file does not choose what is called
-            raise ValueError(f"the checkpoint was trained on data of its own, {config.get('_target_')}: give data=")
-        if root is not None and "root" in config:
-            config["root"] = root
-    dataset: Dataset = instantiate(config)
+    if cfg.data._target_ is not None:
+        dataset: Dataset = instantiate(cfg.data)
+    else:
+        try:
+            build, settings = named.shipped("data", state["config"].get("data", MNIST))
+        except ValueError as error:
+            raise ValueError(f"the checkpoint was trained on data of its own: give data= ({error})") from error
+        root = settings.get("root")
+        if "root" in settings and cfg.data.root is not None:
+            settings["root"] = cfg.data.root
+        elif root not in (None, MNIST["root"]) and not Path(str(root)).exists():
+            raise ValueError(f"the checkpoint's data lay in {root}, which is not here: give data.root=")
+        try:
+            dataset = build(**settings)
+        except TypeError as error:  # the file names a setting that there is none of
+            raise checkpoint.CheckpointError(f"the checkpoint's data set cannot be built: {error}") from error
     if dataset.shape != (shape := checkpoint.input_shape(state)):
         raise ValueError(f"data set {dataset.name} has images {dataset.shape}, the energy takes {shape}")
     return dataset
@@ -75,7 +81,7 @@ def data_name(state: dict[str, Any]) -> str:
 
 def composed_energy(cfg: DictConfig, state: dict[str, Any]) -> nn.Module:
     """The checkpoint's energy, composed with those of `compose=`."""
-    energies = [checkpoint.build_energy(state, cfg.checkpoint)]
+    energies = [checkpoint.build_energy(state, cfg.checkpoint, cfg.modules)]
     for path in cfg.compose if OmegaConf.is_list(cfg.compose) else [cfg.compose] * (cfg.compose is not None):
         other = checkpoint.load(str(path))
         shapes = (checkpoint.input_shape(state), checkpoint.input_shape(other))
@@ -86,7 +92,7 @@ def composed_energy(cfg: DictConfig, state: dict[str, Any]) -> nn.Module:
                     f"energies of other {what} do not compose: checkpoint={cfg.checkpoint} was trained on {one}, "
                     f"compose={path} on {two}" + "; data=NAME says that they are of one kind" * (what == "data")
                 )
-        energies.append(checkpoint.build_energy(other, path))
+        energies.append(checkpoint.build_energy(other, path, cfg.modules))
     if len(energies) == 1 and cfg.weights is None:
         return energies[0]
     return composition.Composed(energies, cfg.combine, cfg.weights)
@@ -127,24 +133,31 @@ def run(
 
 
 def write(
-    cfg: DictConfig, samples: Tensor, trace: Tensor, times: list[int], columns: int = 0, labels: Tensor | None = None
-) -> Path:
-    """samples.npz of `samples` (N, *shape), pictures of them and of snapshots (T, B, *shape); returns their folder."""
+    cfg: DictConfig, samples: Tensor, trace: Tensor, times: list[int], columns: int = 0, labels: Tensor | None = None,
+    sheets: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
+) -> None:  # fmt: skip
+    """samples.npz of `samples` (N, *shape), pictures of them and of snapshots (T, B, *shape), and the `sheets`, which
+    are drawn by file name."""
     out = output_folder(cfg.out, cfg.checkpoint, "sampling")
     arrays = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
-    np.savez_compressed(out / "samples.npz", **arrays)  # type: ignore[arg-type]
-    print(f"samples      {out / 'samples.npz'}  {tuple(samples.shape)} in [-1, 1]")
     if labels is not None and len(labels) > len(rows := labels.unique()) > 1:  # a row a class, as many of each
         columns = int(labels.bincount()[rows].amin())
         samples = torch.cat([samples[labels == label][:columns] for label in rows])
+    with whole_files(out) as aside:
+        np.savez_compressed(aside / "samples.npz", **arrays)  # type: ignore[arg-type]
+        if samples.dim() == 4:
+            columns = columns or max(1, min(round(len(samples[:400]) ** 0.5), 20))
+            figures.grid(aside / "grid.png", samples[:400], columns)
+            shown = sorted({round(i * (len(trace) - 1) / cfg.snapshots) for i in range(cfg.snapshots + 1)})
+            figures.strips(aside / "strips.png", trace[shown, :8], [times[i] for i in shown])
+            figures.animation(aside / "chains.gif", trace[:, :64])
+        for name, draw_sheet in sheets.items():
+            draw_sheet(aside / name)
+    print(f"samples      {out / 'samples.npz'}  {tuple(arrays['samples'].shape)} in [-1, 1]")
     if samples.dim() == 4:
-        columns = columns or max(1, min(round(len(samples[:400]) ** 0.5), 20))
-        figures.grid(out / "grid.png", samples[:400], columns)
-        shown = sorted({round(i * (len(trace) - 1) / cfg.snapshots) for i in range(cfg.snapshots + 1)})
-        figures.strips(out / "strips.png", trace[shown, :8], [times[i] for i in shown])
-        figures.animation(out / "chains.gif", trace[:, :64])
         print(f"pictures     {' '.join(str(out / name) for name in ('grid.png', 'strips.png', 'chains.gif'))}")
-    return out
+    for name in sheets:
+        print(f"sheet        {out / name}")
 
 
 def draw(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Module, steps: int) -> None:
@@ -204,10 +217,9 @@ def restore(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Mo
         table[name] = {key: metrics.psnr(x[:, judged], clean[:, judged]).mean().item() for key, x in images.items()}
         rows += [f"{name if key == 'degraded' else key}\n{value:.2f} dB" for key, value in table[name].items()]
         sheet += [x[:8] for x in images.values()]
-    out = write(cfg, torch.cat(restored), trace, times)
-    file = out / f"{cfg.init.removesuffix('e')}ed.png"
-    figures.labelled_rows(file, torch.stack(sheet), [""] * len(clean[:8]), rows)
-    print(f"sheet        {file}")
+    name = f"{cfg.init.removesuffix('e')}ed.png"
+    draw_sheet = partial(figures.labelled_rows, x=torch.stack(sheet), columns=[""] * len(clean[:8]), rows=rows)
+    write(cfg, torch.cat(restored), trace, times, sheets={name: draw_sheet})
     print(f"{'PSNR, dB':20s}" + "".join(f"{key:>17s}" for key in images))
     for name, values in table.items():
         print(f"{name:20s}" + "".join(f"{value:17.2f}" for value in values.values()))
@@ -226,12 +238,12 @@ def interpolate(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: n
     linear = torch.lerp(ends[0::2, None], ends[1::2, None], t)
     held = ((t == 0) | (t == 1)).expand_as(linear)
     trace, times = run(cfg, sampler, path, linear, steps, (held, linear))
-    out = write(cfg, trace[-1].flatten(0, 1), trace.flatten(1, 2), times, cfg.path_images)
     paths = {"linear": linear, "relaxed": trace[-1]}
     device = pick_device(cfg.device)
     energies = {name: torch.stack([energy(one.to(device)).detach().cpu() for one in x]) for name, x in paths.items()}
-    figures.paths(out / "interpolated.png", *({name: x[:4] for name, x in of.items()} for of in (paths, energies)))
-    print(f"sheet        {out / 'interpolated.png'}")
+    first = [{name: x[:4] for name, x in of.items()} for of in (paths, energies)]
+    sheets = {"interpolated.png": lambda file: figures.paths(file, *first)}
+    write(cfg, trace[-1].flatten(0, 1), trace.flatten(1, 2), times, cfg.path_images, sheets=sheets)
     means = ", ".join(f"{name} {values.amax(dim=1).mean():.3f}" for name, values in energies.items())
     print(f"highest energy on the way: {means} (mean of {len(linear)} paths)")
 

@@ -27,9 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ebm import check, checkpoint, features, figures, metrics, report, telemetry, tracking
+from ebm import check, checkpoint, features, figures, metrics, named, report, telemetry, tracking
 from ebm.buffer import ReplayBuffer
-from ebm.cli import Signals, cause_of, one_line_errors, pick_device
+from ebm.cli import Signals, cause_of, one_line_errors, pick_device, whole_files
 from ebm.data import Batches, Dataset
 from ebm.energies import labels_in_turn
 from ebm.guard import Guard
@@ -39,7 +39,7 @@ from ebm.tracking import Tracker
 
 # What may differ when a run is resumed; anything else would make it another run.
 MAY_CHANGE = re.compile(
-    r"device|objective|rank_timeout_minutes|data\.root|sampler\.(threads|backend)|(guard|wandb)\..*"
+    r"cache|device|objective|rank_timeout_minutes|data\.root|sampler\.(threads|backend)|(guard|wandb)\..*"
     r"|train\.(?!batch_size|chains|grad_norm_clip).*"
 )
 MAY_BE_NULL = ["epochs", "max_steps", "max_minutes", "save_every_steps", "save_every_minutes"]
@@ -134,20 +134,20 @@ def draw_samples(
     chosen = torch.randperm(buffer.size, generator=generator, device=device)
     images = real.dim() == 4
     keys = ["samples/generation", "samples/buffer"] if images else ["samples/points"]
-    files = {key: folder / f"{key}_{step:06d}.png" for key in [*keys, "chain/state"]}
-    for file in files.values():
-        file.parent.mkdir(exist_ok=True)
-    if images:
-        figures.strips(files["samples/generation"], trace[shown], [min(every * i, steps) for i in shown])
-        figures.grid(files["samples/buffer"], buffer.chains[chosen[:32]])
-    else:  # vectors: their first two components
-        points = sampler(energy, uniform_noise((2048, *real.shape[1:]), generator), generator, steps)
-        held = buffer.chains[: buffer.size][-2048:]
-        figures.points(files["samples/points"], {"samples": points[:, :2], "buffer": held[:, :2]})
-
+    names = {key: f"{key}_{step:06d}.png" for key in [*keys, "chain/state"]}
     scored = {"buffer": buffer.chains[chosen[:512]], "real": real[:512]}
     scores = {name: metrics.scores(energy, x, device=device) for name, x in scored.items()}
-    figures.chain_state(files["chain/state"], scores, buffer.ages[: buffer.size].cpu().numpy())
+    with whole_files(folder) as aside:
+        for name in names.values():
+            (aside / name).parent.mkdir(exist_ok=True)
+        if images:
+            figures.strips(aside / names["samples/generation"], trace[shown], [min(every * i, steps) for i in shown])
+            figures.grid(aside / names["samples/buffer"], buffer.chains[chosen[:32]])
+        else:  # vectors: their first two components
+            points = sampler(energy, uniform_noise((2048, *real.shape[1:]), generator), generator, steps)
+            held = buffer.chains[: buffer.size][-2048:]
+            figures.points(aside / names["samples/points"], {"samples": points[:, :2], "buffer": held[:, :2]})
+        figures.chain_state(aside / names["chain/state"], scores, buffer.ages[: buffer.size].cpu().numpy())
     settled = trace[len(trace) // 2 :]  # the way down from noise is not the chain's law
     along = metrics.scores(energy, settled.flatten(0, 1), device=device).reshape(len(settled), -1)
     short_run = trace[min(-(-sampler.steps // every), len(trace) - 1)]
@@ -156,7 +156,7 @@ def draw_samples(
     if len(along) >= 16 and bool((along.std(axis=0) > 0).all()):
         numbers["chain/ess"] = metrics.effective_sample_size(along.T)
         numbers["chain/split_rhat"] = metrics.split_rhat(along.T)
-    return files, numbers, scores
+    return {key: folder / name for key, name in names.items()}, numbers, scores
 
 
 def frechet(energy: nn.Module, sampler: SGLD, dataset: Dataset, cfg: DictConfig, device: torch.device) -> float:
@@ -167,20 +167,29 @@ def frechet(energy: nn.Module, sampler: SGLD, dataset: Dataset, cfg: DictConfig,
     generators = chain_generators(cfg.seed, count, device)
     labels = labels_in_turn(energy, count)
     x = trace_in_batches(sampler, energy, start, generators, cfg.train.eval_batch_size, steps, steps, labels)[-1]
-    classifier, _ = features.cached_classifier(dataset, device=device)
+    classifier, _ = features.cached_classifier(dataset, cfg.cache, device)
     return metrics.frechet(*(features.features_of(classifier, images, device=device) for images in (dataset.test, x)))
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """torch's own generator of the device: dropout takes no other."""
+    return (
+        torch.cuda.default_generators[torch.cuda.current_device()] if device.type == "cuda" else torch.default_generator
+    )
 
 
 def restore(
     parts: Mapping[str, Any], generator: torch.Generator, state: dict[str, Any], source: Path, ranks: Ranks
 ) -> None:
-    """Give the parts and the generator their states back. Raises CheckpointError where one does not fit."""
+    """Give the parts and the generators their states back. Raises CheckpointError where one does not fit."""
     try:
         state = dealt(state, ranks, parts["buffer"].capacity, generator)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         parts["batches"].generator.set_state(state["order_generator"])  # alone, the one generator
         generator.set_state(state["generator"])
+        if "default_generator" in state:  # older files have none
+            default_generator(generator.device).set_state(state["default_generator"])
         for parameter, moments in parts["optimizer"].state.items():
             for key, value in moments.items():
                 if (value.numel() > 1 and value.shape != parameter.shape) or not bool(torch.isfinite(value).all()):
@@ -202,7 +211,8 @@ def roll_back(run_dir: Path, parts: Mapping[str, Any], generator: torch.Generato
     loop.seconds_logged += seconds - loop.seconds  # the time is spent: only the steps come back
     loop.seconds = seconds
     guard.rolled_back(diverged, loop.step)
-    generator.manual_seed((seed + 1_000_003 * len(guard.rollbacks)) % 2**63)
+    for each in (generator, default_generator(generator.device)):
+        each.manual_seed((seed + 1_000_003 * len(guard.rollbacks)) % 2**63)
     for file in files if ranks.first else []:
         if checkpoint.step_of(file) > loop.step:
             file.unlink()
@@ -226,6 +236,10 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
         raise ValueError("objective=frechet needs images with labels, for its features come from their classifier")
     if OmegaConf.select(cfg, "loss.contrast.weight") and len(dataset.shape) != 3:
         raise ValueError(f"loss.contrast.weight must be 0 for data of shape {dataset.shape}: it turns images")
+    data_hashes = features.data_hashes(dataset)
+    before = state["data_hashes"] if state and "data_hashes" in state else data_hashes  # older files have none
+    if others := [name for name, was in before.items() if data_hashes.get(name) != was]:
+        raise ValueError(f"resume={run_dir}: its {' and '.join(others)} were others; data.root must be where those lie")
     energy, energy_config = build_energy(cfg, dataset)
     if cfg.start is not None and state is None:
         checkpoint.start_from(energy, cfg.start)
@@ -259,19 +273,36 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     max_seconds = 60 * (cfg.train.max_minutes or math.inf)
     save_every_steps = cfg.train.save_every_steps or math.inf
     save_every_seconds = 60 * (cfg.train.save_every_minutes or math.inf)
+    default_generator(device).manual_seed(seed)
     loop = Loop()
     parts: dict[str, Any] = {"energy": energy, "optimizer": optimizer, "buffer": buffer, "batches": batches}
     parts |= {"guard": guard, "loop": loop}
     if state:
         restore(parts, generator, state, run_dir, ranks)
-        if max(loop.step / max_steps, loop.seconds / max_seconds) >= 1:
+        if not state.get("pictures_due") and max(loop.step / max_steps, loop.seconds / max_seconds) >= 1:
             raise ValueError(f"resume={run_dir} is complete at step {loop.step}: set train.epochs, max_steps or "
                              "max_minutes to more to go on longer")  # fmt: skip
     maintained = loop.step  # a checkpoint is taken after the maintenance of its step: that is not done again
+    pictures_due = bool(
+        state and state.get("pictures_due")
+    )  # it was cut off after it was saved and before they were drawn
     save_now = state is None  # a run can always be resumed, and rolled back
     saved_at = time.monotonic()
     x_data = x_model = torch.empty(0)  # of the last step
     y_model: Tensor | None = None
+
+    def write_checkpoint(epoch: int, best: bool, numbered: bool) -> None:
+        snapshot = {name: part.state_dict() for name, part in parts.items()}
+        snapshot |= {"generator": generator.get_state(), "default_generator": default_generator(device).get_state()}
+        snapshot |= {"energy_config": energy_config, "class_shares": class_shares, "data_hashes": data_hashes}
+        snapshot |= {"tracker": tracker.state_dict(), "config": config, "step": loop.step, "epoch": epoch}
+        snapshot |= {"healthy": guard.healthy, "pictures_due": pictures_due}
+        if ranks.size > 1:
+            own = {name: snapshot[name] for name in ("buffer", "generator", "default_generator")}
+            shards = ranks.gather(own | {"sums": loop.sums})
+            snapshot |= {"order_generator": shared.get_state()} | merged(shards)
+        if ranks.first:
+            checkpoint.save_run(run_dir / "checkpoints", snapshot, cfg.train.keep, best, numbered)
 
     with (
         Signals() as signals,
@@ -291,10 +322,13 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
             due = step > maintained
             epoch_ends = due and position == 0
             reads = due and (step % cfg.train.log_every == 0 or done)
-            validates = done or (epoch_ends and epoch % cfg.train.validate_every_epochs == 0)
-            samples = done or (epoch_ends and epoch % cfg.train.sample_every_epochs == 0)
+            of_epoch = epoch_ends and epoch % cfg.train.validate_every_epochs == 0
+            validates = of_epoch or (done and not pictures_due)
+            pictures_due = pictures_due or done or (epoch_ends and epoch % cfg.train.sample_every_epochs == 0)
+            # What a rollback goes back to must not depend on when a run was stopped, or on the clock.
+            numbered = step % save_every_steps == 0 or (save_every_steps == math.inf and of_epoch)
             asked = save_now or save > 0 or stop > 0
-            saves = validates or asked or (due and step % save_every_steps == 0) or waited >= save_every_seconds
+            saves = validates or pictures_due or asked or (due and numbered) or waited >= save_every_seconds
             trouble, is_best = None, False
 
             if reads:
@@ -316,7 +350,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
                 if step % cfg.train.log_every == 0:  # the last, odd interval goes on if the run is made longer
                     loop.sums, loop.steps_logged, loop.seconds_logged = {}, step, loop.seconds
 
-            if trouble is None and (validates or samples or saves):
+            if trouble is None and saves:
                 trouble = guard.check_finite(energy, buffer.chains[: buffer.size])
                 if ranks.most(trouble is not None)[0]:
                     trouble = trouble or "not_finite: a chain of another rank is not finite"
@@ -346,25 +380,20 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
                     bar.n = loop.step
                     continue
 
-            if samples and ranks.first:
-                pictures, numbers, scores = draw_samples(run_dir, step, energy, sampler, buffer, dataset.test, cfg)
-                tracker.log(step, epoch, numbers)
-                tracker.log_media(step, epoch, pictures, {f"energy/{name}": -value for name, value in scores.items()})
-            if done and cfg.objective == "frechet" and ranks.first:
-                tracker.log(step, epoch, {"frechet": frechet(energy, sampler, dataset, cfg, device)})
-
             if saves:
-                snapshot = {name: part.state_dict() for name, part in parts.items()}
-                snapshot |= {"generator": generator.get_state(), "tracker": tracker.state_dict()}
-                snapshot |= {"energy_config": energy_config, "class_shares": class_shares, "config": config}
-                snapshot |= {"healthy": guard.healthy, "step": step, "epoch": epoch}
-                if ranks.size > 1:
-                    shard = {"buffer": snapshot["buffer"], "generator": snapshot["generator"], "sums": loop.sums}
-                    snapshot |= {"order_generator": shared.get_state()} | merged(ranks.gather(shard))
-                if ranks.first:
-                    checkpoint.save_run(run_dir / "checkpoints", snapshot, cfg.train.keep, best=is_best)
+                write_checkpoint(epoch, is_best, numbered)
                 save_now = signals.save = False
                 saved_at = time.monotonic()
+            if pictures_due:  # after the save: what fails here loses nothing
+                if ranks.first:
+                    pictures, numbers, scores = draw_samples(run_dir, step, energy, sampler, buffer, dataset.test, cfg)
+                    tracker.log(step, epoch, numbers)
+                    energies = {f"energy/{name}": -value for name, value in scores.items()}
+                    tracker.log_media(step, epoch, pictures, energies)
+                    if done and cfg.objective == "frechet":
+                        tracker.log(step, epoch, {"frechet": frechet(energy, sampler, dataset, cfg, device)})
+                pictures_due = False
+                write_checkpoint(epoch, is_best, numbered)
 
             if done or stop:
                 break
@@ -413,22 +442,21 @@ def print_whereabouts(run_dir: Path, pictures: dict[str, Path], tracker: Tracker
     print(f"             python evaluate.py checkpoint={shown}")
 
 
-def resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path, dict[str, Any]]:
-    """The configuration of the run resume=RUN_DIR under the `overrides` given now, its directory, and its newest whole
-    checkpoint. Raises ValueError, with what differs, for what would make it another run."""
-    run_dir = Path(str(cfg.resume))
+def resumed(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] | None) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration of the run in `run_dir` under the `overrides` given now (None: all of `cfg` counts), and its
+    newest whole checkpoint. Raises ValueError, with what differs, for what would make it another run."""
     if not (run_dir / "config.yaml").is_file():
         raise ValueError(f"resume={run_dir} is not the directory of a run: it has no config.yaml")
     state = checkpoint.load(run_dir)
     if "loop" not in state:
         raise ValueError(f"resume={run_dir}: its checkpoint holds an energy, but no state to go on from")
     given = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    ours: Any = OmegaConf.load(run_dir / "config.yaml")
+    ours: Any = given if overrides is None else run_config(run_dir / "config.yaml")
     for key in given.keys() - ours.keys():  # of an older run
         ours[key] = given[key]
-    for override in overrides:
+    for override in overrides or []:
         key = override.partition("=")[0].lstrip("+~")
-        if key.partition(".")[0] not in given:
+        if OmegaConf.select(ours, key, default=ours) is ours:
             raise ValueError(f"resume={run_dir} goes on with the run's own configuration: leave out {override}")
         OmegaConf.update(ours, key, OmegaConf.select(given, key), merge=False)
     ours.resume = None
@@ -437,7 +465,18 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Path
     refused = [f"{k} is {was.get(k)} there and {now.get(k)} here" for k in changed if not MAY_CHANGE.fullmatch(k)]
     if refused:
         raise ValueError(f"resume={run_dir} would be another run: {'; '.join(refused)}")
-    return DictConfig(ours), run_dir, state
+    return DictConfig(ours), state
+
+
+def run_config(file: Path) -> DictConfig:
+    """The configuration in a run's file. Raises ValueError where it is none, or names what it may not."""
+    try:
+        config: Any = OmegaConf.load(file)
+        plain: Any = OmegaConf.to_container(config)
+        named.check_config(plain)
+    except Exception as error:  # whatever a parser of YAML can raise
+        raise ValueError(f"{file} is not the configuration of a run: {error}") from error
+    return config
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -447,8 +486,10 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in config.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def start(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> float:
-    """Train or go on, on all ranks in the first one's directory; the objective. Exits after a signal to stop."""
+def start(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], goes_on: bool) -> float:
+    """Train or resume, on all ranks in the first one's directory; the objective. Exits after a signal to stop.
+
+    A run that the directory holds already is refused, unless it `goes_on`: then its configuration must be `cfg`."""
     with Ranks(cfg.rank_timeout_minutes) as ranks:
         hydras, run_dir = run_dir, ranks.from_first(lambda: run_dir)
         try:
@@ -456,7 +497,12 @@ def start(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> float:
                 remove_if_empty(hydras)
             state = None
             if cfg.resume is not None:
-                cfg, run_dir, state = resumed(cfg, overrides)
+                run_dir = Path(str(cfg.resume))
+                cfg, state = resumed(cfg, run_dir, overrides)
+            elif ranks.from_first(lambda: any(run_dir.glob("checkpoints/*.pt"))):
+                if not goes_on:
+                    raise ValueError(f"{run_dir} holds a run: resume={run_dir} goes on with it; or set hydra.run.dir")
+                cfg, state = resumed(cfg, run_dir, None)
             stopped_by = train(cfg, run_dir, ranks, state)
         finally:
             remove_if_empty(hydras)
@@ -474,8 +520,9 @@ def remove_if_empty(run_dir: Path) -> None:
 
 
 def launch(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = ()) -> float:
+    counts = (os.environ.get(f"{scheduler}_RESTART_COUNT", "0") for scheduler in ("SLURM", "TORCHELASTIC"))
     with one_line_errors():  # no decorator: launchers pickle this function, and that would hold a generator
-        return start(cfg, run_dir, overrides)
+        return start(cfg, run_dir, overrides, goes_on=any(count != "0" for count in counts))
 
 
 def job_of_sweep(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], number: int) -> float | None:
@@ -494,12 +541,9 @@ def job_of_sweep(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], numbe
         return before["objective"]
     file.write_text(json.dumps(job))
     try:
-        if (run_dir / "checkpoints/last.pt").is_file():
-            cfg.resume = str(run_dir)
-        else:
-            cfg.wandb.group = cfg.wandb.group or "/".join(run_dir.parts[-3:-1])  # DATE/TIME
-            cfg.wandb.name = cfg.wandb.name or " ".join(overrides)
-        job["objective"] = start(cfg, run_dir, () if cfg.resume == str(run_dir) else overrides)
+        cfg.wandb.group = cfg.wandb.group or "/".join(run_dir.parts[-3:-1])  # DATE/TIME
+        cfg.wandb.name = cfg.wandb.name or " ".join(overrides)
+        job["objective"] = start(cfg, run_dir, overrides, goes_on=True)
         job["error"] = None
     except Exception as error:  # whatever a job can die of
         job["error"] = " ".join(str(cause_of(error)).split()) or type(error).__name__
@@ -531,6 +575,13 @@ class Sweep(Callback):
                 sys.exit(1)
 
 
+def forced(arguments: Sequence[str]) -> list[str]:
+    """The command line; where it resumes a run, with ++ before each key, which is the run's: the default configuration,
+    which Hydra reads, may not have it."""
+    resumes = any(argument.startswith("resume=") for argument in arguments)
+    return [re.sub(r"^(?!hydra\.)(?=\w+\.[\w.]+=)", "++", argument) if resumes else argument for argument in arguments]
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
@@ -541,4 +592,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = forced(sys.argv[1:])
     main()

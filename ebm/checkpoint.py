@@ -1,21 +1,21 @@
 """Everything that evolves, in one atomic file; import of foreign weights."""
 
 import hashlib
-import importlib.util
 import io
 import os
 import shutil
 import struct
-import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+
+from ebm import named
 
 FORMAT = 1
 WEIGHTS = Path(__file__).with_name("weights")  # that ship with the package, each beside its figures
@@ -41,7 +41,7 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
 
     Raises OSError where the disk is full or read-only; `path` is then as it was.
     """
-    aside = path.with_name(f".{path.name}.part")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as file:
@@ -66,12 +66,13 @@ def _rename(aside: Path, path: Path) -> None:
         os.close(folder)
 
 
-def save_run(folder: Path, state: dict[str, Any], keep: int, best: bool) -> None:
-    """Write `folder`/last.pt; if `best`, it is best.pt as well, and if state["healthy"], step_….pt, of which
-    the last `keep` stay. Second names of one file cost no space where the disk has hard links."""
+def save_run(folder: Path, state: dict[str, Any], keep: int, best: bool, numbered: bool) -> None:
+    """Write `folder`/last.pt; if `best`, it is best.pt as well, and if `numbered` and state["healthy"], step_….pt, of
+    which the last `keep` stay. Second names of one file cost no space where the disk has hard links."""
     last = folder / "last.pt"
     save(last, state)
-    for name in ["best.pt"] * best + [f"step_{state['step']:06d}.pt"] * state["healthy"]:
+    step = [f"step_{state['step']:06d}.pt"] if numbered and state["healthy"] else []
+    for name in ["best.pt"] * best + step:
         aside = folder / f".{name}.part"
         aside.unlink(missing_ok=True)
         try:
@@ -79,7 +80,7 @@ def save_run(folder: Path, state: dict[str, Any], keep: int, best: bool) -> None
         except OSError:
             shutil.copyfile(last, aside)
         _rename(aside, folder / name)
-    for old in healthy(folder)[:-keep]:
+    for old in [*healthy(folder)[:-keep], *folder.glob(".*.part")]:  # and what a killed process left
         old.unlink()
 
 
@@ -136,7 +137,9 @@ def load_file(file: Path) -> dict[str, Any]:
         _check_container(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile file can make its readers raise
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        told = isinstance(error, (ValueError, RuntimeError, OSError, zipfile.BadZipFile)) and str(error).strip()
+        # torch's own words for anything else are advice to trust the file
+        reason = told.splitlines()[0][:200] if told else "it holds other things than tensors and plain values"
         raise CheckpointError(f"{file} is torn or not a checkpoint: {reason}") from error
     if isinstance(state, dict) and "pytorch-lightning_version" in state:
         state = _from_tutorial(file, state)
@@ -172,6 +175,11 @@ def _problem(state: Mapping[str, Any]) -> str:
     for key, kind in {"energy_config": dict, "energy": dict, "config": dict, "step": int, "epoch": int}.items():
         if not isinstance(state.get(key), kind):
             return f"{key} is {type(state.get(key)).__name__}, not {kind.__name__}"
+    if not isinstance(state.get("data_hashes", {}), dict):
+        return "data_hashes are no dict"
+    for key in ("data", "sampler"):
+        if not isinstance(state["config"].get(key, {}), dict):
+            return f"config.{key} is {type(state['config'][key]).__name__}, not dict"
     shape = state["energy_config"].get("shape")
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
         return f"energy_config.shape is {shape!r}, not a list of sizes"
@@ -218,16 +226,16 @@ def _from_tutorial(file: Path, state: dict[str, Any]) -> dict[str, Any]:
     return {"energy": weights, "energy_config": config, "config": {}} | when
 
 
-def build_energy(state: dict[str, Any], source: str | Path = "checkpoint") -> nn.Module:
+def build_energy(state: dict[str, Any], source: str | Path = "checkpoint", modules: Sequence[str] = ()) -> nn.Module:
     """The energy of a loaded checkpoint, in eval mode, on the CPU. Raises CheckpointError if it does not fit.
 
-    Its class must be one of ebm's, of a module imported already, or lie in the working directory or PYTHONPATH:
-    a file does not choose what else is imported.
+    Its class must be one of ebm's, or of a module that was imported before or is named in `modules`: a file does not
+    choose what is imported.
     """
-    config, weights = dict(state["energy_config"]), state["energy"]
-    kind = _energy_class(str(config.pop("_target_", "")), source)
+    weights = state["energy"]
     most = max(65536, sum(value.numel() for value in weights.values()))
     try:
+        kind, config = named.energy(state["energy_config"], modules)
         if any(isinstance(size, int) and size > most for size in config.values()):
             raise ValueError(f"a size in {config} is larger than the number of its weights")
         with torch.device("meta"):  # a file that lies about its sizes does not get the memory for them
@@ -248,24 +256,6 @@ def build_energy(state: dict[str, Any], source: str | Path = "checkpoint") -> nn
     return energy.eval().to(memory_format=torch.channels_last)
 
 
-def _energy_class(target: str, source: str | Path) -> type[nn.Module]:
-    module, _, name = target.rpartition(".")
-    package = module.partition(".")[0]
-    try:
-        if package != "ebm" and module not in sys.modules:
-            spec = importlib.util.find_spec(package)
-            origin = Path(spec.origin if spec and spec.origin else "/").resolve()
-            own = [Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-            if not any(map(origin.is_relative_to, [Path.cwd(), *own])) or "site-packages" in origin.parts:
-                raise ImportError("it is none of ebm's; import it first if you trust it")
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{source}: its energy class {target} cannot be imported: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or package == "torch":
-        raise CheckpointError(f"{source}: its energy class {target} is not an energy")
-    return kind
-
-
 def _differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
     for key in sorted(ours.keys() | theirs.keys()):
         if key not in ours or key not in theirs:
@@ -276,9 +266,10 @@ def _differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> st
     return ""
 
 
-def load_energy(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
-    """E(x) (B, *shape) → (B,) in eval mode from a run directory, a checkpoint file or the tutorial's weights."""
-    return build_energy(load(path), path).to(device)
+def load_energy(path: str | Path, device: str | torch.device = "cpu", modules: Sequence[str] = ()) -> nn.Module:
+    """E(x) (B, *shape) → (B,) in eval mode from a run directory, a checkpoint file or the tutorial's weights; see
+    `build_energy`."""
+    return build_energy(load(path), path, modules).to(device)
 
 
 def start_from(energy: nn.Module, path: str | Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,12 +51,31 @@ def pick_device(name: str) -> torch.device:
 
 
 def output_folder(out: str | None, checkpoint: str, name: str) -> Path:
-    """The directory `out`, made if need be; by default `name` in the run directory `checkpoint`, or here."""
+    """The directory `out`; by default `name` in the run directory `checkpoint`, or here."""
     folder = Path(out) if out is not None else Path(checkpoint) / name if Path(checkpoint).is_dir() else Path(name)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out must be a directory, got the file {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """A directory aside, on the same disk, whose files are moved to `folder` at the end, and none after an error.
+
+    Raises OSError, naming `folder`, where the disk is full or read-only.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=there) as aside:
+            yield Path(aside)
+            files = [file for file in Path(aside).rglob("*") if file.is_file()]
+            for file in sorted(files, key=lambda file: file.suffix == ".json"):  # the numbers last
+                to = folder / file.relative_to(aside)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, to)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{folder} cannot be written ({reason}); what was there before is as it was") from error
 
 
 class Signals:

@@ -1,7 +1,8 @@
 """Feature spaces to compare sample sets in: a small classifier of the data set, and Inception where there is one."""
 
 import hashlib
-import os
+import io
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ebm import check
+from ebm.checkpoint import write_whole
 from ebm.compiled import cache_folder
 from ebm.data import Batches, Dataset, Device, scaled
 from ebm.metrics import in_batches
@@ -22,6 +24,13 @@ def data_hash(dataset: Dataset) -> str:
     """SHA-256 of all images and labels, first 16 hex digits."""
     tensors = (dataset.train, dataset.train_labels, dataset.test, dataset.test_labels)
     return _hash((str((x.dtype, tuple(x.shape))), x) for x in tensors if x is not None)
+
+
+def data_hashes(dataset: Dataset) -> dict[str, str]:
+    """A hash as `data_hash` of each of the data set's tensors."""
+    parts = {"training images": dataset.train, "training labels": dataset.train_labels}
+    parts |= {"test images": dataset.test, "test labels": dataset.test_labels}
+    return {name: _hash([(str((x.dtype, tuple(x.shape))), x)]) for name, x in parts.items() if x is not None}
 
 
 def weights_hash(state: dict[str, Tensor]) -> str:
@@ -96,7 +105,7 @@ def cached_classifier(
 ) -> tuple[Classifier, dict[str, Any]]:
     """(the data set's classifier, {recipe, weights' hash, accuracy on the test images}), trained once and kept in the
     folder `cache` under the data's hash; None: plain-ebm in the user's cache folder. A file that cannot be read is
-    made anew."""
+    made anew; where it cannot be written, a warning says so."""
     name = hashlib.sha256(f"{RECIPE} {data_hash(dataset)}".encode()).hexdigest()[:16]
     file = (Path(cache) if cache else cache_folder()) / f"classifier-{name}.pt"
     net = untrained(dataset, 0, device)
@@ -105,10 +114,12 @@ def cached_classifier(
         net.eval().requires_grad_(False)
     except Exception:  # missing, torn, another layout: whatever loading can raise
         net = train_classifier(dataset, device=device)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f".{file.name}.{os.getpid()}")
-        torch.save({key: value.cpu().contiguous() for key, value in net.state_dict().items()}, aside)
-        os.replace(aside, file)
+        memory = io.BytesIO()
+        torch.save({key: value.cpu().contiguous() for key, value in net.state_dict().items()}, memory)
+        try:
+            write_whole(file, memory.getbuffer())
+        except OSError as error:
+            warnings.warn(f"the classifier is not kept: {error} (cache={file.parent})", stacklevel=2)
     info: dict[str, Any] = {"recipe": RECIPE, "weights": weights_hash(net.state_dict())}
     if dataset.test_labels is not None:
         predicted = in_batches(net, dataset.test, device=device).argmax(dim=1)

@@ -94,16 +94,16 @@ class Ranks:
 
 
 def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The part of a checkpoint that is every rank's own, from each rank's {buffer, generator, sums}: all chains as one
-    buffer, and under `shards` what it takes to part them again."""
+    """The part of a checkpoint that is every rank's own, from each rank's {buffer, generator, default_generator, sums}:
+    all chains as one buffer, and under `shards` what it takes to part them again."""
     buffers = [shard["buffer"] for shard in shards]
     whole = buffers[0] | {key: torch.cat([buffer[key].cpu() for buffer in buffers]) for key in OF_CHAINS}
-    apart = [_shard(own["buffer"], own["generator"], own["sums"]) for own in shards]
+    apart = [_shard(**own) for own in shards]
     return {"buffer": whole, "generator": shards[0]["generator"], "shards": apart}
 
 
-def _shard(buffer: dict[str, Any], generator: Tensor, sums: dict[str, Tensor]) -> dict[str, Any]:
-    return {"size": len(buffer["chains"]), "front": buffer["front"], "generator": generator, "sums": sums}
+def _shard(buffer: dict[str, Any], **own: Any) -> dict[str, Any]:
+    return {"size": len(buffer["chains"]), "front": buffer["front"]} | own
 
 
 def dealt(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.Generator) -> dict[str, Any]:
@@ -113,7 +113,10 @@ def dealt(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.G
     oldest entries of a fifo first, and each rank draws from a new seed, made of its generator's and the step.
     """
     buffer = state["buffer"]
-    shards = state.get("shards", [_shard(buffer, state["generator"], state["loop"]["sums"])])
+    drawn: dict[str, Tensor] = {
+        name: state[name] for name in ("generator", "default_generator") if name in state
+    }  # older files have one
+    shards = state.get("shards", [_shard(buffer, sums=state["loop"]["sums"], **drawn)])
     sizes = [shard["size"] for shard in shards]
     if sum(sizes) != len(buffer["chains"]):
         raise ValueError(f"its {len(shards)} ranks had {sum(sizes)} chains, the buffer holds {len(buffer['chains'])}")
@@ -125,8 +128,10 @@ def dealt(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.G
         by_age = torch.cat([own.roll(-shard["front"]) for own, shard in zip(places, shards, strict=True)])
         mine = by_age[since.argsort(stable=True)][ranks.rank :: ranks.size][-capacity:]
         fresh = torch.Generator(generator.device).manual_seed((generator.initial_seed() + state["step"]) % 2**63)
-        own = shards[0] | {"front": len(mine) % capacity, "generator": fresh.get_state()}
+        fresh_states = dict.fromkeys(drawn, fresh.get_state())
+        own = shards[0] | {"front": len(mine) % capacity} | fresh_states
     chains = {key: buffer[key][mine] for key in OF_CHAINS}
-    generators = {"generator": own["generator"], "order_generator": state.get("order_generator", state["generator"])}
+    generators: dict[str, Tensor] = {name: own[name] for name in drawn}
+    generators["order_generator"] = state.get("order_generator", state["generator"])
     buffer, loop = buffer | chains | {"front": own["front"]}, state["loop"] | {"sums": own["sums"]}
     return state | generators | {"buffer": buffer, "loop": loop}

@@ -23,9 +23,10 @@ SUMMARIES = {
 
 
 def last_values(run_dir: Path) -> dict[str, float]:
-    """The last value that metrics.jsonl holds of each number, of a run that may not have got to any."""
+    """The last value that metrics.jsonl holds of each number, of a run that may not have got to any, or was cut off in
+    the middle of a line."""
     file = run_dir / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
+    lines = file.read_text().split("\n")[:-1] if file.is_file() else []
     return {key: value for line in lines for key, value in json.loads(line).items() if not isinstance(value, str)}
 
 
@@ -103,8 +104,7 @@ class Tracker:
             for key, summary in SUMMARIES.items():
                 self.run.define_metric(key, step_metric="step", summary=summary)
         self.file: IO[bytes] = open(run_dir / "metrics.jsonl", "ab") if writes else TemporaryFile()  # noqa: SIM115 — see __exit__
-        if state:
-            self.file.truncate(min(state["bytes"], self.file.tell()))
+        self.file.truncate(min(state["bytes"], self.file.tell()) if state else 0)
 
     def log(self, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
         """One record of `numbers` under their names, with `step` and `epoch`; NaN and infinity raise ValueError."""

@@ -10,10 +10,12 @@ import zlib
 
 import pytest
 import torch
+from conftest import ROOT, assert_one_line_error, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor  # noqa: F401 — a name that a hostile file can find here
 
-from ebm import checkpoint
+from ebm import checkpoint, named
 from ebm.checkpoint import CheckpointError, build_energy, load, load_energy, save, save_run
 from ebm.energies import ConvEnergy, MLPEnergy
 
@@ -51,7 +53,8 @@ def test_round_trip_keeps_bits_and_plain_values(tmp_path):
 
 def test_keeps_the_last_healthy_ones_and_the_best(tmp_path):
     for step in range(0, 60, 10):
-        save_run(tmp_path, tiny(step=step, healthy=step != 50), keep=2, best=step == 20)
+        save_run(tmp_path, tiny(step=step, healthy=step != 50), keep=2, best=step == 20, numbered=True)
+    save_run(tmp_path, tiny(step=50), keep=2, best=False, numbered=False)
     assert names(tmp_path) == {"last.pt", "best.pt", "step_000030.pt", "step_000040.pt"}
     steps = {path.name: load(path)["step"] for path in tmp_path.iterdir()}
     assert steps == {"last.pt": 50, "best.pt": 20, "step_000030.pt": 30, "step_000040.pt": 40}
@@ -59,7 +62,7 @@ def test_keeps_the_last_healthy_ones_and_the_best(tmp_path):
 
 def test_without_hard_links(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("none here")))
-    save_run(tmp_path, tiny(step=3), keep=2, best=True)
+    save_run(tmp_path, tiny(step=3), keep=2, best=True, numbered=True)
     assert names(tmp_path) == {"last.pt", "best.pt", "step_000003.pt"}
     assert load(tmp_path / "best.pt")["step"] == 3
 
@@ -67,7 +70,7 @@ def test_without_hard_links(tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["half", "flipped", "empty", "zeros at the end"])
 def test_a_torn_newest_checkpoint_is_named_and_passed_over(tmp_path, damage):
     for step in (10, 20):
-        save_run(tmp_path / "checkpoints", tiny(step=step), keep=3, best=False)
+        save_run(tmp_path / "checkpoints", tiny(step=step), keep=3, best=False, numbered=True)
     last = tmp_path / "checkpoints/last.pt"
     content = bytearray(last.read_bytes())
     if damage == "half":
@@ -94,13 +97,13 @@ def test_a_run_without_a_whole_checkpoint(tmp_path):
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     """RLIMIT_FSIZE makes write() fail midway, as a full disk does."""
-    save_run(tmp_path, tiny(step=1), keep=2, best=True)
+    save_run(tmp_path, tiny(step=1), keep=2, best=True, numbered=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
     try:
         with pytest.raises(OSError, match=r"last\.pt cannot be written \(File too large\)"):
-            save_run(tmp_path, tiny(step=2), keep=2, best=True)
+            save_run(tmp_path, tiny(step=2), keep=2, best=True, numbered=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -190,10 +193,27 @@ HOSTILE = {
     "larger than": lambda: conv(hidden=10**9),
     "another architecture": lambda: conv(hidden=30000),
     "unexpected keyword": lambda: conv(code="print()"),
-    "os.system is not an energy": lambda: conv(_target_="os.system"),
-    "antigravity.fly cannot be imported": lambda: conv(_target_="antigravity.fly"),
-    "not an energy": lambda: conv(_target_="ebm.sampler.SGLD"),
-    "Linear is not an energy": lambda: conv(_target_="torch.nn.Linear"),
+    "os.system, is none of ebm's": lambda: conv(_target_="os.system"),
+    "antigravity.fly, is none of ebm's": lambda: conv(_target_="antigravity.fly"),
+    "SGLD, is none of ebm's": lambda: conv(_target_="ebm.sampler.SGLD"),
+    "Linear, is none of ebm's": lambda: conv(_target_="torch.nn.Linear"),
+    "Observed, is none of ebm's": lambda: conv(_target_="ebm.composition.Observed"),
+    "write_text, is none of ebm's": lambda: conv(_target_="ebm.checkpoint.Path.write_text"),
+    "torch is not defined in": lambda: conv(_target_=f"{__name__}.torch"),
+    "Tensor is not defined in": lambda: conv(_target_=f"{__name__}.Tensor"),
+    "Payload is not an energy": lambda: conv(_target_=f"{__name__}.Payload"),
+    "nothing cannot be imported": lambda: conv(_target_=f"{__name__}.nothing"),
+    "plain values.*_args_": lambda: conv(_args_=[1]),
+    "plain values.*_partial_": lambda: conv(_partial_=True),
+    "plain values.*_convert_": lambda: conv(_convert_="all"),
+    "plain values.*_recursive_": lambda: conv(_recursive_=False),
+    "plain values.*_target_": lambda: conv(hidden={"_target_": "os.getpid"}),
+    "plain values.*in a list": lambda: conv(hidden=[{"_target_": "in a list"}]),
+    "plain values.*tensor": lambda: conv(hidden=torch.ones(())),
+    "plain values.*oc.env": lambda: conv(hidden="${oc.env:HOME}"),
+    "config.data is list": lambda: conv() | {"config": {"data": ["os.system"]}},
+    "config.sampler is str": lambda: conv() | {"config": {"sampler": "os.system"}},
+    "data_hashes are no dict": lambda: conv() | {"data_hashes": 3},
     "buffer.chains": lambda: conv() | {"buffer": {"chains": torch.zeros(3, 2), "ages": torch.zeros(3)}},
     "buffer.ages": lambda: conv() | {"buffer": {"chains": torch.zeros(3, 1, 8, 8), "ages": torch.zeros(3)}},
     "class_shares are no": lambda: conv(classes=2) | {"class_shares": [0.5, float("nan")]},
@@ -210,17 +230,107 @@ def test_refuses_with_the_reason(tmp_path, reason):
         load_energy(tmp_path / "a.pt")
 
 
-def test_a_class_from_the_working_directory_is_loaded(tmp_path, monkeypatch):
-    source = "import ebm.energies\nclass Mine(ebm.energies.MLPEnergy):\n    pass\n"
+def test_an_energy_of_ones_own_is_taken_from_a_module_that_is_named_or_imported(tmp_path, monkeypatch):
+    proof = tmp_path / "imported"
+    source = f"import ebm.energies\nopen({str(proof)!r}, 'w')\nclass Mine(ebm.energies.MLPEnergy):\n    pass\n"
     (tmp_path / "my_own_energy.py").write_text(source)
     state = tiny()
     state["energy_config"] |= {"_target_": "my_own_energy.Mine"}
     save(tmp_path / "a.pt", state)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(CheckpointError, match="import it first"):
-        load_energy(tmp_path / "a.pt")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert type(load_energy(tmp_path / "a.pt")).__name__ == "Mine"
+    for modules in ((), ("my_own", "energy")):
+        with pytest.raises(CheckpointError, match=r"name it: modules=\[my_own_energy\]"):
+            load_energy(tmp_path / "a.pt", modules=modules)
+    assert not proof.exists()
+    assert type(load_energy(tmp_path / "a.pt", modules=["my_own_energy"])).__name__ == "Mine"
+    assert type(load_energy(tmp_path / "a.pt")).__name__ == "Mine"  # it has been imported now
+
+
+def hostile_parts(proof):
+    """Configurations of a part that would make the file `proof`, were they built."""
+    write = {
+        "_target_": "ebm.checkpoint.Path.write_text",
+        "_args_": [{"_target_": "ebm.data.Path", "_args_": [proof]}, ""],
+    }
+    system = {"_target_": "os.system", "_args_": [f"touch {proof}"]}
+    return [
+        write,
+        system,
+        {"_target_": "ebm.data.torch.load", "f": proof, "weights_only": False},
+        {"_target_": "ebm.data.image_folder", "root": write},
+        {"_target_": "ebm.data.image_folder", "root": [system]},
+        {"_target_": "ebm.data.image_folder", "root": ".", "_args_": [system]},
+        {"_target_": "ebm.data.image_folder", "root": ".", "_partial_": True},
+        {"_target_": "ebm.data.image_folder", "root": ".", "_convert_": "all"},
+        {"_target_": "ebm.densities.dataset", "name": "rings", "nothing": 1},
+        {"_target_": "ebm.sampler.SGLD", "steps": write},
+        {"_target_": ["os.system"]},
+        {"_target_": None, "root": "."},
+    ]
+
+
+@pytest.mark.parametrize("which", range(12))
+@pytest.mark.parametrize("key", ["data", "sampler"])
+def test_the_scripts_build_nothing_that_a_checkpoint_dreams_up(tmp_path, key, which):
+    proof = tmp_path / "executed"
+    state = conv() | {"config": {key: hostile_parts(str(proof))[which]}}
+    save(tmp_path / "a.pt", state)
+    common = (f"checkpoint={tmp_path / 'a.pt'}", "device=cpu", f"out={tmp_path / 'out'}")
+    for script, *more in (("sample.py", "init=denoise", "num_samples=2"), ("evaluate.py", "evaluation=scores")):
+        assert_one_line_error(run(script, *common, *more))
+    assert not proof.exists() and names(tmp_path) == {"a.pt"}
+
+
+def test_data_that_lay_elsewhere_are_not_downloaded_there(tmp_path):
+    root = tmp_path / "elsewhere"
+    data = {"_target_": "ebm.data.torchvision_dataset", "name": "MNIST", "root": str(root)}
+    save(tmp_path / "a.pt", conv() | {"config": {"data": data}})
+    result = run("sample.py", f"checkpoint={tmp_path / 'a.pt'}", "init=denoise", "device=cpu")
+    assert_one_line_error(result, "elsewhere", "data.root")
+    assert not root.exists()
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "reason"),
+    [
+        ("data", {"_target_": "os.system"}, "neither ships"),
+        ("data", {"_target_": "ebm.data.torch.load", "f": "x"}, "neither ships"),
+        ("data", {"_target_": "ebm.data.image_folder", "root": {"_target_": "os.getpid"}}, "plain values"),
+        ("loss", {"_target_": "ebm.losses.ContrastiveDivergence", "contrast": {"_target_": "os.getpid"}}, "plain"),
+        ("optimizer", {"_target_": "ebm.optim.adam", "_args_": [1]}, "plain values"),
+        ("guard", {"_target_": "ebm.guard.Guard", "_partial_": True}, "plain values"),
+        ("sampler", {"_target_": "ebm.guard.Guard"}, "neither ships"),
+        ("energy", {"_target_": "antigravity.fly"}, "neither ships"),
+        ("scheduler", {"_target_": "train.launch"}, "neither ships"),
+        ("scheduler", {"_target_": "my_own_parts.os"}, "is not defined in"),
+        ("scheduler", {"_target_": "my_own_parts.Path"}, "is not defined in"),
+        ("scheduler", {"_target_": "my_own_parts.Path.home"}, "cannot be imported"),
+        ("wandb", {"notes": "${oc.env:HOME}"}, "plain values"),
+        ("objective", "${oc.env:HOME}", "plain values"),
+    ],
+)
+def test_a_runs_configuration_names_what_ships_or_lies_in_pythonpath(tmp_path, monkeypatch, group, value, reason):
+    (tmp_path / "my_own_parts.py").write_text(
+        "import os\nfrom pathlib import Path\ndef constant(): return lambda *_: 1\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    named.check_config({"seed": 0, "scheduler": {"_target_": "my_own_parts.constant"}})
+    with pytest.raises(ValueError, match=reason):
+        named.check_config({group: value})
+
+
+def test_what_is_no_checkpoint_gets_no_advice_to_trust_it(tmp_path):
+    torch.save(Payload(tmp_path / "executed"), tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(pickle.dumps([Payload(tmp_path / "executed")]))
+    (tmp_path / "c.pt").write_text("not a checkpoint")
+    torch.save(ConvEnergy(hidden=2), tmp_path / "d.pt")
+    for name in "abcd":
+        result = run("sample.py", f"checkpoint={tmp_path / name}.pt", "device=cpu")
+        assert_one_line_error(result, f"{name}.pt is torn or not a checkpoint")
+        assert "weights_only" not in result.stderr
 
 
 @pytest.fixture(scope="module")

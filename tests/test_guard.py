@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_resume import SMALL, assert_same_run, checkpoint, go, images, records, resume  # noqa: F401
+from test_resume import SMALL, assert_equal, assert_same_run, checkpoint, go, images, records, resume  # noqa: F401
 
 import ebm.data
 from ebm.guard import TESTS, Guard
@@ -89,6 +89,21 @@ def test_a_rollback_rescues_the_training(tmp_path, images):  # noqa: F811
             file.unlink()
     resume(tmp_path / "parts")
     assert_same_run(tmp_path / "run", tmp_path / "parts")
+
+
+def test_a_stop_does_not_change_where_a_rollback_goes(tmp_path, images):  # noqa: F811
+    """Only what is saved every so many steps is gone back to, not what a stop or the clock has written."""
+    fires = [*BARS, images, "train.save_every_steps=6", "guard.energy_magnitude=0", "guard.patience=1"]
+    fires += ["guard.warmup_steps=20", "guard.max_rollbacks=1"]  # at step 20, and after the rollback there again
+    with pytest.raises(SystemExit):
+        go(tmp_path / "whole", *fires)
+    go(tmp_path / "parts", *fires, "train.max_steps=19", "train.save_every_minutes=1e-9")
+    with pytest.raises(SystemExit):
+        resume(tmp_path / "parts", "train.max_steps=60", "train.save_every_minutes=10")
+    one, two = checkpoint.load(tmp_path / "whole"), checkpoint.load(tmp_path / "parts")
+    assert one["guard"]["rollbacks"] == [[20, 18]]
+    for part in ("step", "guard", "energy", "generator", "default_generator"):
+        assert_equal(one[part], two[part], part)
 
 
 def test_rollbacks_come_to_an_end(tmp_path, images, capsys):  # noqa: F811

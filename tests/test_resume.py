@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -69,7 +70,7 @@ def child(run_dir: Path, *overrides: str):
 
 
 def resume(run_dir: Path, *overrides: str) -> None:
-    go(run_dir.with_name("unused"), f"resume={run_dir}", *overrides)
+    go(run_dir.with_name("unused"), *train.forced([f"resume={run_dir}", *overrides]))
 
 
 def records(run_dir: Path) -> list[dict]:
@@ -162,6 +163,96 @@ def test_another_run_is_refused_with_what_differs(tmp_path_factory, images, caps
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
+def test_a_second_start_does_not_touch_the_first_run(tmp_path, images, capsys, monkeypatch):
+    go(tmp_path / "whole", *SMALL, images, "train.max_steps=9")
+    run_dir = tmp_path / "run"
+    go(run_dir, *SMALL, images, "train.max_steps=6")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    for overrides in (["train.max_steps=6"], ["energy.hidden=4"]):
+        with pytest.raises(SystemExit) as exit:
+            go(run_dir, *SMALL, images, *overrides)
+        assert exit.value.code == 2 and f"resume={run_dir} goes on with it" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # its cluster has put the job back into the queue
+    with pytest.raises(SystemExit):
+        go(run_dir, *SMALL, images, "energy.hidden=4")
+    assert "energy.hidden is 2 there and 4 here" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    go(run_dir, *SMALL, images, "train.max_steps=9")
+    assert torch.equal(checkpoint.load(tmp_path / "whole")["generator"], checkpoint.load(run_dir)["generator"])
+    assert [line["step"] for line in records(run_dir) if "train/loss" in line] == [6, 7, 9]
+
+
+def test_what_a_start_without_a_checkpoint_left_is_begun_anew(tmp_path, images):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1')
+    go(tmp_path / "run", *SMALL, images, "train.max_steps=2")
+    assert records(tmp_path / "run")[0]["step"] == 2
+
+
+def test_the_data_may_move_but_not_change(tmp_path, images, capsys):
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(images.removeprefix("data.root="), old)
+    go(tmp_path / "run", *SMALL, f"data.root={old}", "train.max_steps=2")
+    old.rename(new)
+    resume(tmp_path / "run", f"data.root={new}", "train.max_steps=4")
+    Image.fromarray(np.full((8, 8), 7, dtype=np.uint8)).save(next(new.glob("1/*.png")))
+    with pytest.raises(SystemExit) as exit:
+        resume(tmp_path / "run", f"data.root={new}", "train.max_steps=6")
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ("training images" in error) != ("test images" in error) and "labels were" not in error, error
+
+
+def test_a_key_that_the_run_does_not_have(tmp_path, images, capsys):
+    go(tmp_path / "run", *SMALL, images, "train.max_steps=2")
+    with pytest.raises(SystemExit):
+        resume(tmp_path / "run", "train.max_stesp=9")
+    assert "leave out ++train.max_stesp=9" in capsys.readouterr().err
+
+
+DROPOUT = """
+import torch, ebm.energies
+class Dropped(ebm.energies.MLPEnergy):
+    def __init__(self, shape, hidden, classes, temperature, rate):
+        super().__init__(shape, hidden, 1)
+        self.layers.insert(2, torch.nn.Dropout(rate))
+"""
+
+
+def test_an_energy_that_draws_goes_on_as_if_nothing_had_been(tmp_path, images, monkeypatch):
+    (tmp_path / "own_dropout.py").write_text(DROPOUT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    own = [*SMALL, images, "energy._target_=own_dropout.Dropped", "+energy.rate=0.5", "device=cpu"]
+    go(tmp_path / "whole", *own, "train.max_steps=20")
+    torch.rand(7)  # whatever else has drawn
+    go(tmp_path / "parts", *own, "train.max_steps=20", "train.save_every_steps=13")
+    (tmp_path / "parts/checkpoints/step_000013.pt").replace(tmp_path / "parts/checkpoints/last.pt")
+    resume(tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("what", ["draw_samples", "frechet"])
+def test_what_fails_at_the_end_loses_nothing(tmp_path, images, monkeypatch, what):
+    more = [*SMALL, images, "train.max_steps=8", "objective=frechet", f"cache={tmp_path / 'cache'}"]
+    go(tmp_path / "whole", *more)
+    with monkeypatch.context() as broken:
+        broken.setattr(train, what, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            go(tmp_path / "run", *more)
+    assert checkpoint.load(tmp_path / "run")["step"] == 8
+    resume(tmp_path / "run")  # the pictures and the distance are still due
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert records(tmp_path / "run")[-1]["frechet"] > 0
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path, images):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="the classifier is not kept"):
+        go(tmp_path / "run", *SMALL, images, "train.max_steps=2", "objective=frechet", f"cache={tmp_path}/file/cache")
+    assert records(tmp_path / "run")[-1]["frechet"] > 0
+
+
 def test_not_a_run(tmp_path, images, capsys):
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(SystemExit) as exit:
@@ -242,10 +333,11 @@ def test_slurms_signal_saves_and_goes_on(tmp_path, images):
     process.join()
 
 
-def test_saves_by_the_clock(tmp_path, images):
-    go(tmp_path / "run", *SMALL, images, "train.max_steps=6", "train.save_every_minutes=1e-9", "train.keep=9")
-    steps = [checkpoint.step_of(file) for file in checkpoint.healthy(tmp_path / "run/checkpoints")]
-    assert steps == [0, 1, 2, 3, 4, 5, 6]
+def test_saves_by_the_clock(tmp_path, images, monkeypatch):
+    steps = []
+    monkeypatch.setattr(checkpoint, "save_run", lambda folder, state, *how: steps.append((state["step"], how[-1])))
+    go(tmp_path / "run", *SMALL, images, "train.max_steps=6", "train.save_every_minutes=1e-9")
+    assert list(dict.fromkeys(steps)) == [(0, True), *((step, False) for step in range(1, 7))]  # (step, numbered)
 
 
 def fill_up(log: Path, run_dir: Path, *overrides: str) -> None:
@@ -280,9 +372,10 @@ def test_the_command_and_wandb(tmp_path, images):
     run_dir = tmp_path / "run"
     go(run_dir, *small, images, "train.max_steps=8")
     first = checkpoint.load(run_dir)["tracker"]
-    result = run_script(str(ROOT / "train.py"), f"resume={run_dir}", "train.max_steps=12", cwd=tmp_path)
+    root = shutil.copytree(images.removeprefix("data.root="), tmp_path / "moved")  # a key that the default data lack
+    result = run_script("train.py", f"resume={run_dir}", f"data.root={root}", "train.max_steps=12", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"run"}  # Hydra's own directory is not left empty
+    assert {path.name for path in tmp_path.iterdir()} == {"moved", "run"}  # Hydra's own directory is not left empty
     second = checkpoint.load(run_dir)["tracker"]
     assert second["wandb_id"] == first["wandb_id"] and second["rows"] > first["rows"]
     assert len(list((run_dir / "wandb").glob(f"offline-run-*-{first['wandb_id']}"))) == 2

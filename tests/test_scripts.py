@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -506,3 +507,29 @@ def test_readme_data_and_energy_of_ones_own(tmp_path):
     state = load(tmp_path / "run")
     assert state["energy_config"] == {"_target_": "mine.Quadratic", "scale": 0.5, "shape": [1, 16, 16]}
     assert state["energy"]["mean"].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("script", "more"),
+    [
+        ("sample.py", ["num_samples=64", "steps=2"]),
+        ("sample.py", ["init=inpaint", "num_samples=8", "steps=2", "data=mnist5k"]),
+        ("evaluate.py", ["evaluation=scores", "data=mnist5k", "bootstrap=2", "wandb.mode=disabled"]),
+    ],
+)
+def test_a_full_disk_leaves_the_outputs_that_were_there(tmp_path, script, more):
+    """RLIMIT_FSIZE makes write() fail midway, as a full disk does."""
+    out = tmp_path / "out"
+    arguments = [*more, "device=cpu", f"out={out}"]
+    assert run(script, *arguments).returncode == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert max(map(len, before.values())) > 5000
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        result = run(script, *arguments, "seed=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_one_line_error(result, f"{out} cannot be written (File too large)")
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
