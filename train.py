@@ -391,7 +391,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
             loop.step += 1
             bar.update()
             if loop.step % cfg.train.log_every == 0 or loop.step % batches.steps_per_epoch == 0:
-                loss.item()  # waits for the device, as maintenance is about to; in between the clock is the queue ahead
+                loss.item()  # waits for the device, as maintenance does; between, the clock misses what is queued
             loop.seconds += time.perf_counter() - start
         if done:
             tracker.end(cfg.objective)

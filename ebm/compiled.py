@@ -73,7 +73,7 @@ def built() -> ctypes.CDLL | str:
         command = [*compiler, *FLAGS, str(SOURCE)]
         # The compiler's macros say what -march=native is here: another processor that shares the folder needs its own.
         macros = subprocess.run([*command, "-E", "-dM"], capture_output=True, check=True).stdout
-        name = hashlib.sha256(SOURCE.read_bytes() + macros).hexdigest()[:16]
+        name = hashlib.sha256(SOURCE.read_bytes() + macros + repr(FLAGS).encode()).hexdigest()[:16]
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         for file in folder.glob(f"sgld-{name}-*.so"):  # and the hash of its content: to load a torn one can be fatal
@@ -89,7 +89,8 @@ def built() -> ctypes.CDLL | str:
             os.replace(file, folder / f"sgld-{name}-{digest}.so")
         return loaded
     except subprocess.CalledProcessError as error:
-        return f"{shlex.join(compiler)} failed: {(error.stderr.decode().splitlines() or ['no message'])[0]}"
+        said = error.stderr.decode(errors="replace").splitlines()
+        return f"{shlex.join(compiler)} failed: {said[0] if said else 'no message'}"
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: quotes of $CXX; RuntimeError: no home directory
         return str(error)
 

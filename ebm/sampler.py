@@ -83,7 +83,8 @@ class SGLD:
         self.bounds = bounds
         self.threads = check.optional("sampler.threads", threads, 1, integer=True)
         self.backend = check.choice("sampler.backend", backend, ("auto", "eager", "compile", "cuda_graph"))
-        self._graphs: dict[Any, Steps] = {}  # of the last energy: recording one takes as long as some hundred steps
+        # What the last graphs were recorded from, and they: recording one takes as long as some hundred steps.
+        self._recorded: tuple[Any, dict[tuple[int, bool], Steps]] = (None, {})
 
     def settings(self, step: int, steps: int) -> tuple[float, float]:
         """(step_size, noise_std) of step 0 ≤ `step` < `steps`."""
@@ -211,28 +212,32 @@ class SGLD:
         return backend, steps
 
     def _graph(self, energy: Energy, x: Tensor, eager: Steps) -> Steps:
-        """`eager` as CUDA graphs, one a length of block. They read the weights where these lie now."""
+        """`eager` as CUDA graphs, one a length of block. They read the weights where these lie now.
+
+        Raises NotCompilable where a graph would not do what `eager` does, or that cannot be told."""
         if not isinstance(energy, nn.Module):
             raise NotCompilable(f"a CUDA graph takes an nn.Module, and this is a {type(energy).__name__}")
         if self.final_step_size != self.step_size:
             raise NotCompilable("a CUDA graph holds its step sizes, and here they are annealed")
         state = state_of(energy)
-        key = (state, x.shape, x.dtype, x.device, self.step_size, self.grad_clamp, self.bounds)
+        recorded_from = (state, x.shape, x.dtype, x.device, self.step_size, self.grad_clamp, self.bounds)
+
+        if self._recorded[0] != recorded_from:
+            self._recorded = (recorded_from, {})
+        graphs = self._recorded[1]
 
         def steps(x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None) -> None:
-            if self._graphs and next(iter(self._graphs))[0] != key:
-                self._graphs.clear()
-            block = (key, len(noise), labels is None)
-            if block not in self._graphs:
+            block = (len(noise), labels is None)
+            if block not in graphs:
                 try:
-                    self._graphs[block] = cuda_graph(eager, x, noise, step_sizes, labels)
+                    graphs[block] = cuda_graph(eager, x, noise, step_sizes, labels)
                     if state_of(energy) != state:
                         raise NotCompilable("the energy changes as it runs")
                 except (NotCompilable, RuntimeError) as error:  # what is wrong with the energy, eager says again
                     reason = (str(error).splitlines() or [""])[0]
                     say_once(f"sampler.backend={self.backend}: eager, because no CUDA graph can be recorded: {reason}")
-                    self._graphs[block] = eager
-            self._graphs[block](x, noise, step_sizes, labels)
+                    graphs[block] = eager
+            graphs[block](x, noise, step_sizes, labels)
 
         return steps
 
