@@ -354,7 +354,9 @@ def thread_pool(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-os.register_at_fork(after_in_child=thread_pool.cache_clear)  # a forked child has the pool, but not its threads
+# A forked child has neither the pool's threads nor those of torch's operators, and would wait for them for ever.
+os.register_at_fork(after_in_child=thread_pool.cache_clear)
+os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 def uniform_noise(shape: Sequence[int], generator: Generators) -> Tensor:
