@@ -245,18 +245,19 @@ class SGLD:
 def state_of(value: Any) -> Any:
     """All that `value` is made of, to be compared with == later: of a module its class and what it holds, of a tensor
     where it lies. Raises NotCompilable for what cannot be compared: closures, and objects of other kinds."""
-    if isinstance(value, nn.Module):
-        return type(value), state_of(vars(value))
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+        return value
+    if isinstance(value, dict):
+        return tuple([(key, state_of(part)) for key, part in value.items()])
+    if isinstance(value, (list, tuple, set)):
+        return tuple(map(state_of, value))
     if isinstance(value, Tensor):
         return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
-    if isinstance(value, dict):
-        return tuple((key, state_of(part)) for key, part in value.items())
-    if isinstance(value, list | tuple | set):
-        return tuple(map(state_of, value))
+    if isinstance(value, nn.Module):
+        return type(value), state_of(vars(value))
     if isinstance(value, functools.partial):
         return state_of((value.func, value.args, value.keywords))
-    plain = value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device)
-    if plain or (isinstance(value, FunctionType) and value.__closure__ is None):
+    if isinstance(value, FunctionType) and value.__closure__ is None:
         return value
     raise NotCompilable(f"a CUDA graph cannot tell when what the energy holds changes: {type(value).__name__}")
 
