@@ -419,6 +419,8 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
             loop.sums = {name: loop.sums[name] + value if name in loop.sums else value for name, value in logs.items()}
             loop.step += 1
             bar.update()
+            if loop.step % cfg.train.log_every == 0 or loop.step % batches.steps_per_epoch == 0:
+                loss.item()  # waits for the device, as maintenance does; between, the clock misses what is queued
             loop.seconds += time.perf_counter() - start
         if done:
             tracker.end(cfg.objective)

@@ -1,6 +1,6 @@
 """SGLD steps in compiled code (sgld.cpp) on the CPU, for energies that are chains of layers.
 
-A C++ compiler builds sgld.cpp once a machine, in seconds; the library lies in the user's cache folder.
+A C++ compiler builds sgld.cpp once a kind of processor, in seconds; the library lies in the user's cache folder.
 """
 
 import ctypes
@@ -8,7 +8,7 @@ import functools
 import hashlib
 import math
 import os
-import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
-from ebm.energies import Residual
+from ebm.energies import Network, Residual
 
 SOURCE = Path(__file__).with_name("sgld.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
@@ -63,27 +64,43 @@ def cache_folder() -> Path:
 
 
 @functools.cache
+def built() -> ctypes.CDLL | str:
+    """sgld.cpp, compiled, or why it cannot be: neither is tried twice."""
+    try:
+        compiler = shlex.split(os.environ.get("CXX") or "c++")
+        if not compiler or shutil.which(compiler[0]) is None:
+            return "there is no C++ compiler (c++ or $CXX)"
+        command = [*compiler, *FLAGS, str(SOURCE)]
+        # The compiler's macros say what -march=native is here: another processor that shares the folder needs its own.
+        macros = subprocess.run([*command, "-E", "-dM"], capture_output=True, check=True).stdout
+        name = hashlib.sha256(SOURCE.read_bytes() + macros + repr(FLAGS).encode()).hexdigest()[:16]
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob(f"sgld-{name}-*.so"):  # and the hash of its content: to load a torn one can be fatal
+            if file.stem.endswith(hashlib.sha256(file.read_bytes()).hexdigest()):
+                return ctypes.CDLL(str(file))
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            file = Path(aside) / "sgld.so"
+            subprocess.run([*command, "-o", str(file)], capture_output=True, check=True)
+            loaded = ctypes.CDLL(str(file))
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+                digest = hashlib.sha256(written.read()).hexdigest()
+            os.replace(file, folder / f"sgld-{name}-{digest}.so")
+        return loaded
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").splitlines()
+        return f"{shlex.join(compiler)} failed: {said[0] if said else 'no message'}"
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: quotes of $CXX; RuntimeError: no home directory
+        return str(error)
+
+
 def library() -> ctypes.CDLL:
     """sgld.cpp, compiled. Raises NotCompilable where that cannot be done."""
-    compiler = shutil.which(os.environ.get("CXX") or "c++")
-    if compiler is None:
-        raise NotCompilable("there is no C++ compiler (c++ or $CXX)")
-    # -march=native: another machine that shares the home directory needs its own
-    name = hashlib.sha256(f"{SOURCE.read_text()} {FLAGS} {compiler} {platform.node()}".encode()).hexdigest()[:16]
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"sgld-{name}.so"
-        if not file.is_file():
-            with tempfile.TemporaryDirectory(dir=folder) as aside:
-                built = Path(aside) / "sgld.so"
-                done = subprocess.run([compiler, *FLAGS, SOURCE, "-o", built], capture_output=True, text=True)
-                if done.returncode:
-                    raise NotCompilable(f"{compiler} failed: {(done.stderr.splitlines() or ['no message'])[0]}")
-                os.replace(built, file)
-        return ctypes.CDLL(str(file))
-    except OSError as error:
-        raise NotCompilable(str(error)) from error
+    found = built()
+    if isinstance(found, str):
+        raise NotCompilable(found)
+    return found
 
 
 @dataclass
@@ -96,55 +113,92 @@ class Part:
     silu: bool = False
 
 
+def check_hooks(energy: Any, device: str) -> None:
+    """NotCompilable where more than its modules' own code is run when `energy` is called: hooks, or autocast."""
+    if torch.is_autocast_enabled(device):
+        raise NotCompilable("autocast is on")
+    if nn.modules.module._has_any_global_hook():
+        raise NotCompilable("there are hooks of all modules")
+    for module in energy.modules() if isinstance(energy, nn.Module) else []:
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        if any(hooks):
+            raise NotCompilable(f"its {type(module).__name__} has hooks")
+
+
+def chain_of(energy: Any) -> nn.Sequential:
+    """energy.chain(). Raises NotCompilable where there is none, and where energy(x) may be something else: where a
+    subclass overrides what the class with chain() has, or an object what its class has, and for parametrisations that
+    are not torch's own, which may draw."""
+    kinds = type(energy).__mro__
+    author = next((kind for kind in kinds if "chain" in vars(kind)), None)
+    if author is None or not isinstance(energy, nn.Module):
+        raise NotCompilable(f"{type(energy).__name__} has no chain() of layers")
+    for kind in kinds[: kinds.index(author)]:
+        for name in vars(kind):
+            if hasattr(author, name) and (name == "__call__" or not name.startswith("__")):
+                raise NotCompilable(f"{kind.__name__} has its own {name}, but the chain() of {author.__name__}")
+    for module in energy.modules():
+        kind = type(module)
+        for name in vars(module):
+            if callable(getattr(kind, name, None)):
+                raise NotCompilable(f"its {kind.__name__} has a {name} other than its class")
+        own = [part for part in module.children() if type(part).__module__ != parametrizations.__name__]
+        if isinstance(module, parametrize.ParametrizationList) and (own or module.training):
+            raise NotCompilable("it has a parametrisation other than torch's, or one in training mode")
+    chain = energy.chain()  # type: ignore[operator]
+    if type(chain) is not nn.Sequential:
+        raise NotCompilable(f"{type(energy).__name__} has no chain() of layers, an nn.Sequential")
+    return chain
+
+
 def parts_of(energy: Any) -> list[Part]:
     """The parts of f = energy.chain(): E(x) itself, or with energy.classes as in `ebm.energies.Network`.
 
-    Raises NotCompilable for an energy without `chain`, and for a layer that sgld.cpp does not know.
+    Raises NotCompilable as `chain_of`, and for a layer that sgld.cpp does not know.
     """
-    chain = energy.chain() if hasattr(energy, "chain") else None
-    if chain is None:
-        raise NotCompilable(f"{type(energy).__name__} has no chain() of layers")
-    for module in energy.modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            raise NotCompilable(f"its {type(module).__name__} has hooks")
     parts: list[Part] = []
     flat = False
 
     def add(module: Any) -> None:
         nonlocal flat
-        forward = type(module).forward  # a parametrised layer (spectral norm) has another class and the same forward
+        kind = parametrize.type_before_parametrizations(module)  # no subclass: it may compute something else
         open_end = bool(parts) and not parts[-1].silu  # what goes on with sums that SiLU has not seen
-        if forward is nn.Conv2d.forward and module.groups == 1 and module.padding_mode == "zeros" and not flat:
+        if kind is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros" and not flat:
             if isinstance(module.padding, str):
                 raise NotCompilable(f"its convolution has padding={module.padding!r}")
             parts.append(Part(module))
-        elif forward is nn.Linear.forward and flat:
+        elif kind is nn.Linear and flat:
             parts.append(Part(module))
-        elif forward is nn.SiLU.forward and open_end:
+        elif kind is nn.SiLU and open_end:
             parts[-1].silu = True
-        elif forward is nn.AvgPool2d.forward and open_end and isinstance(parts[-1].module, nn.Conv2d):
+        elif kind is nn.AvgPool2d and open_end and isinstance(parts[-1].module, nn.Conv2d):
             convolution, last = parts[-1].module, parts[-1]
             plain = (last.pool, last.skip, convolution.stride, convolution.dilation) == (1, -1, (1, 1), (1, 1))
             side = module.kernel_size
-            if not plain or not isinstance(side, int) or module.stride != side or module.padding or module.ceil_mode:
+            averages = module.stride == side and not (module.padding or module.ceil_mode or module.divisor_override)
+            if not plain or not isinstance(side, int) or not averages:
                 raise NotCompilable("it pools otherwise than by averages of squares after a plain convolution")
             last.pool = side
-        elif forward is Residual.forward and parts and all(part.skip != len(parts) - 1 for part in parts):
+        elif kind is Residual and parts and all(part.skip != len(parts) - 1 for part in parts):
+            if type(module.inner) is not nn.Sequential:
+                raise NotCompilable("a short cut goes around something else than an nn.Sequential")
             start, source = len(parts) - 1, replace(parts[-1])
             for inner in module.inner:
                 add(inner)
             if parts[start] != source or parts[-1] is parts[start] or parts[-1].silu or parts[-1].skip >= 0:
                 raise NotCompilable("a short cut does not start before a convolution and end behind another")
             parts[-1].skip = start
-        elif forward is nn.Flatten.forward and module.start_dim == 1 and module.end_dim == -1:
+        elif kind is nn.Flatten and module.start_dim == 1 and module.end_dim == -1:
             flat = True
-        elif forward not in (nn.Identity.forward, nn.Dropout.forward):  # in eval mode dropout does nothing
+        elif kind is not nn.Identity and (kind is not nn.Dropout or module.training):  # in eval mode it does nothing
             raise NotCompilable(f"it has a {type(module).__name__}, which sgld.cpp does not know there")
 
-    for module in chain:
+    for module in chain_of(energy):
         add(module)
-    outputs = getattr(energy, "classes", None) or 1
-    if not parts or parts[-1].silu or parts[-1].skip >= 0 or parts[-1].module.weight.shape[0] != outputs or not flat:
+    classes = getattr(energy, "classes", None)
+    outputs = 1 if classes is None else classes
+    ends = bool(parts) and flat and not parts[-1].silu and parts[-1].skip < 0
+    if not ends or parts[-1].module.weight.shape[0] != outputs or classes == 1:
         raise NotCompilable("its last layer is not a linear one with one output, or one a class")
     return parts
 
@@ -177,9 +231,17 @@ def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box
     """
     functions = {torch.float32: "sgld_float32", torch.float64: "sgld_float64"}
     parts = parts_of(energy)
-    dtypes = {part.module.weight.dtype for part in parts}
-    if x.device.type != "cpu" or x.dtype not in functions or dtypes != {x.dtype}:
-        raise NotCompilable(f"chains are {x.dtype} on {x.device}, weights {' and '.join(map(str, dtypes))}")
+    kinds = {(w.dtype, w.device) for part in parts for w in (part.module.weight, part.module.bias) if w is not None}
+    if x.device.type != "cpu" or x.dtype not in functions or kinds != {(x.dtype, x.device)}:
+        of_weights = " and ".join(f"{dtype} on {device}" for dtype, device in kinds)
+        raise NotCompilable(f"chains are {x.dtype} on {x.device}, weights {of_weights}")
+    temperature = getattr(energy, "temperature", 1.0)
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise NotCompilable(f"its temperature is {temperature!r}, not a number > 0")
+    convolves = any(isinstance(part.module, nn.Conv2d) for part in parts)
+    other_shape = isinstance(energy, Network) and energy.shape != x.shape[1:]
+    if other_shape or x.dim() < 2 or (convolves and x.dim() != 4):
+        raise NotCompilable(f"it does not take images of {tuple(x.shape[1:])}")
     shape = tuple(x.shape[1:]) if x.dim() == 4 else (math.prod(x.shape[1:]), 1, 1)
     channels, size = shape[0], (shape[1], shape[2])
     kept: list[Tensor] = []  # what the pointers point to
@@ -195,7 +257,7 @@ def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box
         if weight.shape[1] != (channels if isinstance(module, nn.Conv2d) else channels * math.prod(size)):
             raise NotCompilable(f"it does not take images of {tuple(x.shape[1:])}")
         if isinstance(module, nn.Conv2d):
-            geometry: Any = (module.kernel_size, module.stride, module.padding, module.dilation)
+            geometry: Any = (tuple(weight.shape[2:]), module.stride, module.padding, module.dilation)
         else:
             weight, geometry = weight.reshape(-1, channels, *size), (size, (1, 1), (0, 0), (1, 1))
         if part.pool > 1:  # one convolution again, of larger strides: its kernel is the mean of the shifted ones
@@ -205,6 +267,8 @@ def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box
         size, tables = taps(size, *geometry)
         weight, channels = weight.flatten(2), len(weight)
         bias = torch.zeros(channels, dtype=x.dtype) if module.bias is None else module.bias.detach()
+        if bias.shape != (channels,):
+            raise NotCompilable(f"it has a bias of {tuple(bias.shape)} for {channels} outputs")
         layer.pixels, layer.channels, layer.silu = math.prod(size), channels, part.silu
         layer.out, layer.skip, layer.fan = numbers, part.skip, -1
         if part.skip >= 0:
@@ -229,7 +293,7 @@ def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box
             *(len(work), ctypes.addressof(work), math.prod(shape[1:]), shape[0], len(x), x.data_ptr()),
             *(noise.data_ptr(), noise.stride(0), len(noise), ctypes.addressof(sizes)),
             None if labels is None else labels.data_ptr(),
-            *(getattr(energy, "temperature", 1.0), math.inf if grad_clamp is None else grad_clamp, low, high),
+            *(temperature, math.inf if grad_clamp is None else grad_clamp, low, high),
             -(-workspace.data_ptr() // vector_bytes) * vector_bytes,
         )
         function(ctypes.byref(job))

@@ -2,18 +2,21 @@
 
 import functools
 import math
+import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ebm import check
-from ebm.compiled import Box, NotCompilable, Steps, compiled_steps
+from ebm.compiled import Box, NotCompilable, Steps, check_hooks, compiled_steps
 
 # Convolution kernels for fewer images round otherwise: whatever is split, is split into multiples of this.
 GROUP = 16
@@ -80,7 +83,8 @@ class SGLD:
         self.bounds = bounds
         self.threads = check.optional("sampler.threads", threads, 1, integer=True)
         self.backend = check.choice("sampler.backend", backend, ("auto", "eager", "compile", "cuda_graph"))
-        self._graphs: dict[Any, Steps] = {}  # of the last energy: recording one takes as long as some hundred steps
+        # What the last graphs were recorded from, and they: recording one takes as long as some hundred steps.
+        self._recorded: tuple[Any, dict[tuple[int, bool], Steps]] = (None, {})
 
     def settings(self, step: int, steps: int) -> tuple[float, float]:
         """(step_size, noise_std) of step 0 ≤ `step` < `steps`."""
@@ -100,8 +104,10 @@ class SGLD:
         generator  one: step k's noise is `torch.randn(x.shape, generator=generator)`; or one a chain:
                    then a chain is the same in whatever batch it runs
         callback   called as callback(step, x) with the start (step 0), every `every`-th step and the last;
-                   x is live: copy what is kept
-        labels     y (B,), where the steps are to go down E(x, y) = energy(x, y)
+                   x is live: copy what is kept, and leave the energy as it is
+        labels     y (B,), where the steps are to go down E(x, y) = energy(x, y); of any integer type and in
+                   [0, energy.classes) where the energy has classes. ValueError otherwise, but on a GPU, where to
+                   look would be to wait: there the energy's own gather fails
         given      (mask, values), both like x, the mask boolean: pixels that are set to their values at the start
                    and after every step, so that they are these values bit for bit
 
@@ -112,6 +118,15 @@ class SGLD:
         check.number("every", every, 1, integer=True)
         if not isinstance(generator, torch.Generator) and len(generator) != len(x):
             raise ValueError(f"{len(generator)} generators for {len(x)} chains: give one, or one a chain")
+        classes = getattr(energy, "classes", None)
+        if labels is not None and len(labels) != len(x):
+            raise ValueError(f"{len(labels)} labels for {len(x)} chains")
+        if labels is not None and classes is not None:
+            if labels.dim() != 1 or labels.dtype == torch.bool or labels.is_floating_point():
+                raise ValueError(f"labels must be integers (B,), got {labels.dtype} {tuple(labels.shape)}")
+            labels = labels.to(x.device, torch.int64).contiguous()  # as the compiled steps read them
+            if labels.device.type == "cpu" and bool(((labels < 0) | (labels >= classes)).any()):
+                raise ValueError(f"labels must be in [0, {classes}), got {labels.min()} to {labels.max()}")
         if given and not given[0].shape == given[1].shape == x.shape:
             got = " and ".join(str(tuple(part.shape)) for part in given)
             raise ValueError(f"given must be a mask and values {tuple(x.shape)} like the chains, got {got}")
@@ -119,7 +134,7 @@ class SGLD:
             x = x.detach().clone(memory_format=torch.contiguous_format)
             if given:
                 x[given[0]] = given[1][given[0]]
-            _, run = self.run_as(energy, x)
+            _, run = self.run_as(energy, x, labelled=labels is not None)
             # Noise is drawn a few steps at a time, and that of the next block while the threads work on this one.
             blocks, done = [], 0
             while done < steps:
@@ -175,39 +190,76 @@ class SGLD:
         split = zip(parts, noise.split(size, dim=1), labels_of, strict=True)
         return [pool.submit(run, part, its_noise, step_sizes, its_labels) for part, its_noise, its_labels in split]
 
-    def run_as(self, energy: Energy, x: Tensor) -> tuple[str, Steps]:
-        """(backend, its steps) for this energy, as it is now, and chains like `x`."""
+    def run_as(self, energy: Energy, x: Tensor, labelled: bool = False) -> tuple[str, Steps]:
+        """(backend, its steps) for this energy, as it is now, and chains like `x`, with labels or without."""
         steps, reason, backend = eager_steps(energy, self.grad_clamp, self.bounds), "", self.backend
         if backend == "auto":
             backend = {"cpu": "compile", "cuda": "cuda_graph"}.get(x.device.type, "eager")
         try:
+            if backend != "eager":
+                check_hooks(energy, x.device.type)
+                if backend == "cuda_graph" and x.device.type != "cuda":
+                    raise NotCompilable(f"a CUDA graph takes chains on CUDA, and these are on {x.device}")
+                if labelled and getattr(energy, "classes", None) is None:
+                    raise NotCompilable("there are labels, and the energy has no classes")
             if backend == "compile":
                 steps = compiled_steps(energy, x, self.grad_clamp, self.bounds)
             elif backend == "cuda_graph":
                 steps = self._graph(energy, x, steps)
-        except NotCompilable as error:
+        except (NotCompilable, RecursionError) as error:
             backend, reason = "eager", f", because {error}"
         say_once(f"sampler.backend={self.backend}: {backend}{reason}")
         return backend, steps
 
     def _graph(self, energy: Energy, x: Tensor, eager: Steps) -> Steps:
-        """`eager` as CUDA graphs, one a length of block. They read the weights where these lie now."""
-        if x.device.type != "cuda" or not isinstance(energy, nn.Module):
-            raise NotCompilable(f"a CUDA graph takes an nn.Module on CUDA, not {type(energy).__name__} on {x.device}")
+        """`eager` as CUDA graphs, one a length of block. They read the weights where these lie now.
+
+        Raises NotCompilable where a graph would not do what `eager` does, or that cannot be told."""
+        if not isinstance(energy, nn.Module):
+            raise NotCompilable(f"a CUDA graph takes an nn.Module, and this is a {type(energy).__name__}")
         if self.final_step_size != self.step_size:
             raise NotCompilable("a CUDA graph holds its step sizes, and here they are annealed")
-        weights = [*energy.parameters(), *energy.buffers()]
-        key = (id(energy), x.shape, x.dtype, *(weight.data_ptr() for weight in weights))
+        state = state_of(energy)
+        recorded_from = (state, x.shape, x.dtype, x.device, self.step_size, self.grad_clamp, self.bounds)
+
+        if self._recorded[0] != recorded_from:
+            self._recorded = (recorded_from, {})
+        graphs = self._recorded[1]
 
         def steps(x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None) -> None:
-            if self._graphs and next(iter(self._graphs))[0] != key:
-                self._graphs.clear()
-            block = (key, len(noise), labels is None)
-            if block not in self._graphs:
-                self._graphs[block] = cuda_graph(eager, x, noise, step_sizes, labels)
-            self._graphs[block](x, noise, step_sizes, labels)
+            block = (len(noise), labels is None)
+            if block not in graphs:
+                try:
+                    graphs[block] = cuda_graph(eager, x, noise, step_sizes, labels)
+                    if state_of(energy) != state:
+                        raise NotCompilable("the energy changes as it runs")
+                except (NotCompilable, RuntimeError) as error:  # what is wrong with the energy, eager says again
+                    reason = (str(error).splitlines() or [""])[0]
+                    say_once(f"sampler.backend={self.backend}: eager, because no CUDA graph can be recorded: {reason}")
+                    graphs[block] = eager
+            graphs[block](x, noise, step_sizes, labels)
 
         return steps
+
+
+def state_of(value: Any) -> Any:
+    """All that `value` is made of, to be compared with == later: of a module its class and what it holds, of a tensor
+    where it lies. Raises NotCompilable for what cannot be compared: closures, and objects of other kinds."""
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+        return value
+    if isinstance(value, dict):
+        return tuple([(key, state_of(part)) for key, part in value.items()])
+    if isinstance(value, (list, tuple, set)):
+        return tuple(map(state_of, value))
+    if isinstance(value, Tensor):
+        return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, nn.Module):
+        return type(value), state_of(vars(value))
+    if isinstance(value, functools.partial):
+        return state_of((value.func, value.args, value.keywords))
+    if isinstance(value, FunctionType) and value.__closure__ is None:
+        return value
+    raise NotCompilable(f"a CUDA graph cannot tell when what the energy holds changes: {type(value).__name__}")
 
 
 def eager_steps(energy: Energy, grad_clamp: float | None, bounds: Box) -> Steps:
@@ -232,15 +284,26 @@ def eager_steps(energy: Energy, grad_clamp: float | None, bounds: Box) -> Steps:
 def cuda_graph(steps: Steps, x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None) -> Steps:
     """`steps` for tensors like these, recorded: one launch instead of some forty a step."""
     own_x, own_noise, own_labels = x.clone(), noise.clone(), None if labels is None else labels.clone()
-    side = torch.cuda.Stream(x.device)
-    side.wait_stream(torch.cuda.current_stream(x.device))
-    with torch.cuda.stream(side):  # warm-up: cuDNN picks its kernels
-        for _ in range(3):
+    current, side = torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)
+    mode = torch.cuda.get_sync_debug_mode()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(2):  # warm-up: cuDNN picks its kernels
             steps(own_x, own_noise, step_sizes, own_labels)
-    torch.cuda.current_stream(x.device).wait_stream(side)
+        try:  # what waits for the device cannot be recorded; found here, it leaves torch's generator as it was
+            with warnings.catch_warnings(action="ignore"):  # the mode is a prototype, says torch
+                torch.cuda.set_sync_debug_mode("error")
+            steps(own_x, own_noise, step_sizes, own_labels)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        steps(own_x, own_noise, step_sizes, own_labels)
+    try:
+        with torch.cuda.graph(graph, stream=side):
+            steps(own_x, own_noise, step_sizes, own_labels)
+    except BaseException:
+        torch.cuda.set_stream(current)  # torch stays on the other one where a recording fails
+        raise
 
     def replay(x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None) -> None:
         own_x.copy_(x)
@@ -290,6 +353,11 @@ def thread_pool(threads: int) -> ThreadPoolExecutor:
     started.wait()
     torch.set_num_threads(ours)  # the count of this thread again: set_num_threads also sets the default
     return pool
+
+
+# A forked child has neither the pool's threads nor those of torch's operators, and would wait for them for ever.
+os.register_at_fork(after_in_child=thread_pool.cache_clear)
+os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 def uniform_noise(shape: Sequence[int], generator: Generators) -> Tensor:

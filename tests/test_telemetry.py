@@ -1,8 +1,13 @@
 """Statistics of chains against closed forms."""
 
+import json
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, run
 
 from ebm import figures
 from ebm.buffer import ReplayBuffer
@@ -61,3 +66,23 @@ def test_picture_of_scores_and_ages(tmp_path):
     rng = np.random.default_rng(0)
     figures.chain_state(tmp_path / "a.png", {"buffer": rng.normal(size=50), "real": rng.normal(size=9)}, np.arange(40))
     assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_the_clock_waits_for_the_device_at_the_end_of_a_log_interval(tmp_path, monkeypatch):
+    """A device that does its work only when it is waited for, in a second: 5 steps of 16 images a second."""
+    import train
+
+    now, item = [0.0], torch.Tensor.item
+
+    def wait(tensor):
+        now[0] += tensor.requires_grad  # the loss; others are not of the device
+        return item(tensor)
+
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now[0], monotonic=time.monotonic))
+    monkeypatch.setattr(torch.Tensor, "item", wait, raising=False)
+    points = ("data=eight_gaussians", "energy=mlp", "device=cpu", "wandb.mode=disabled")
+    limits = ("train.max_steps=10", "train.log_every=5")
+    result = run("train.py", *TINY, *points, *limits, f"hydra.run.dir={tmp_path / 'run'}")
+    assert result.returncode == 0, result.stderr
+    logged = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["train/images_per_s"] for row in logged if "train/images_per_s" in row] == [80, 80]
