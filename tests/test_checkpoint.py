@@ -7,6 +7,7 @@ import resource
 import struct
 import zipfile
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from ebm import checkpoint
 from ebm.checkpoint import CheckpointError, build_energy, load, load_energy, save, save_run
+from ebm.cli import output_folder
 from ebm.energies import ConvEnergy, MLPEnergy
 
 
@@ -300,3 +302,17 @@ def test_two_thousand_mutants(fuzzed, which, changes):
         assert energy(x).shape == (4,) and bool(
             torch.isfinite(torch.cat([p.flatten() for p in energy.parameters()])).all()
         )
+
+
+def test_weights_that_ship_are_shadowed_by_a_run_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = load("mnist")["step"]
+    for thing in (Path("mnist"), Path("mnist/other")):
+        thing.mkdir()
+        assert load("mnist")["step"] == shipped
+    with pytest.raises(CheckpointError, match="not a run"):
+        load("./mnist")
+    assert output_folder(None, "mnist", "sampling") == Path("sampling")
+    save(Path("mnist/checkpoints/last.pt"), load("mnist") | {"step": 7})
+    assert load("mnist")["step"] == load("./mnist")["step"] == 7 != shipped
+    assert output_folder(None, "mnist", "sampling") == Path("mnist/sampling")
