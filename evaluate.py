@@ -5,7 +5,10 @@ Runs of evaluations that are there already, in one table and one figure:  python
 
 import json
 import math
+import os
 import platform
+import sys
+import traceback
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,19 +20,18 @@ import hydra
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import ebm
 from ebm import ais, check, checkpoint, densities, features, figures, metrics, report, tracking
-from ebm.cli import one_line_errors, output_folder, pick_device, whole_files
+from ebm.cli import cause_of, one_line_errors, output_folder, pick_device, whole_files
 from ebm.data import Dataset, scaled
 from ebm.energies import labels_in_turn
-from ebm.outliers import folder_of, outliers
+from ebm.outliers import keys_of, outliers
 from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
-from sample import dataset_of, sampler_of
+from sample import Folders, dataset_of, sampler_of
 
 OTHER_SCORES = {  # of images x whose scores are s, beside those of the training images
     "gradient_norm": lambda ev, x, s, train: metrics.gradient_norms(ev.energies[0], x, **ev.how),
@@ -121,19 +123,18 @@ class Evaluation:
 def ood(ev: Evaluation) -> None:
     """Scores of outliers and how well they are told from the test images."""
     cfg, data = ev.cfg.ood, ev.dataset
-    root = cfg.root or ev.cfg.data.root or ev.state["config"].get("data", {}).get("root") or "data"
+    root = cfg.root or ev.cfg.data.get("root") or ev.state["config"].get("data", {}).get("root") or "data"
     scores: dict[str, dict[str, metrics.Array]] = {}  # by the score's name, then the set's
     members: dict[str, list[metrics.Array]] = {}  # scores by every energy of the ensemble
     examples: dict[str, Tensor] = {}
     labels: dict[str, metrics.Array] = {}  # their scores
-    for name in dict.fromkeys(["train", "test", *cfg.sets]):
-        key = folder_of(name)
+    for key, name in keys_of(["train", "test", *cfg.sets]).items():
         try:
             x = outliers(name, data, root, ev.cfg.noise_std, ev.cfg.seed)
-        except ValueError as error:
-            if str(error).startswith("ood.sets"):
-                raise
-            ev.skipped[f"ood/{key}"] = str(error)
+            if len(x) < 2:
+                raise ValueError("one image has no spread")
+        except Exception as error:  # whatever reading images can raise
+            ev.skipped[f"ood/{key}"] = " ".join(str(error).split()) or type(error).__name__
             continue
         members[key] = [metrics.scores(energy, x, **ev.how) for energy in ev.energies]
         plain, train = members[key][0], members["train"][0]
@@ -178,10 +179,14 @@ def ood(ev: Evaluation) -> None:
 def samples(ev: Evaluation) -> None:
     """Samples against test images in feature space, by number of SGLD steps, beside what real images reach."""
     cfg, data = ev.cfg.samples, ev.dataset
-    if len(data.shape) != 3 or data.train_labels is None:
-        ev.skipped["samples"] = "features come from a classifier, which needs images with labels"
+    if not features.has_classes(data):
+        ev.skipped["samples"] = "features come from a classifier, which needs images with labels of two classes or more"
         return
     count = min(cfg.count, len(data.test), len(data.train))
+    if count <= cfg.neighbours:
+        ev.skipped["samples"] = f"{count} real images are too few for samples.neighbours={cfg.neighbours}"
+        return
+    check.memory(f"bootstrap={ev.cfg.bootstrap} of {count} samples", 16 * ev.cfg.bootstrap * count)
     if count < cfg.count:
         ev.skipped[f"samples/{cfg.count}"] = f"as many samples as real images are compared: {count}"
     classifier, info = ev.classifier
@@ -292,7 +297,7 @@ def chains(ev: Evaluation) -> None:
         f"chains from noise and from data {'tell' if steady else 'do not tell'} of one law: "
         f"{'a' if steady else 'no'} steady state of the sampler within these steps",
     ]
-    if len(data.shape) == 3 and data.train_labels is not None:
+    if features.has_classes(data):
         ends = (snapshots[step][count:] for step in (0, cfg.steps))
         before, after = (metrics.in_batches(ev.classifier[0], x, **ev.how).argmax(dim=1) for x in ends)
         ev.put("chains/same_class", float((before == after).double().mean()))
@@ -383,6 +388,9 @@ def classification(ev: Evaluation) -> None:
     if classes is None or data.test_labels is None:
         ev.skipped["classification"] = "it takes an energy with classes (energy.classes) and labelled images"
         return
+    if (highest := int(data.test_labels.max())) >= classes:
+        ev.skipped["classification"] = f"there are labels up to {highest}, the energy has {classes} classes"
+        return
     labels = torch.arange(classes, device=ev.device)
     with torch.no_grad():
         every = metrics.in_batches(lambda x: energy(x, labels.expand(len(x), -1)), data.test, **ev.how)
@@ -418,6 +426,11 @@ def check_numbers(cfg: DictConfig) -> None:
     for key, accepted in (("evaluation.parts", PARTS), ("ood.scores", OTHER_SCORES)):
         for name in OmegaConf.select(cfg, key):
             check.choice(key, name, tuple(accepted))
+    if not OmegaConf.is_list(cfg.ood.sets):
+        raise ValueError(f"ood.sets must be a list of names, got {cfg.ood.sets!r}")
+    keys_of(cfg.ood.sets)
+    check.memory(f"densities.cells={cfg.densities.cells}", 64 * cfg.densities.cells**2)
+    check.memory(f"ais.temperatures={cfg.ais.temperatures}", 8 * cfg.ais.temperatures)
 
 
 def protocol(ev: Evaluation) -> dict[str, Any]:
@@ -446,7 +459,7 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
     """Run the parts and write what they found, all or nothing, to the folder returned. `number`: of a sweep's job."""
     check_numbers(cfg)
     device = pick_device(cfg.device)
-    paths = list(cfg.checkpoint) if OmegaConf.is_list(cfg.checkpoint) else [cfg.checkpoint]
+    paths = [str(path) for path in (cfg.checkpoint if OmegaConf.is_list(cfg.checkpoint) else [cfg.checkpoint])]
     if not paths:
         raise ValueError("checkpoint must be a run directory, a checkpoint file or a list of them, got []")
     states = [checkpoint.load(path) for path in paths]
@@ -456,13 +469,16 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
         if checkpoint.input_shape(state) != checkpoint.input_shape(states[0]):
             raise ValueError(f"checkpoint: {path} takes other images than {paths[0]}, they make no ensemble")
     dataset = dataset_of(cfg, states[0])
-    sub = "" if number is None or (cfg.out is None and Path(paths[0]).is_dir()) else f"/{number}"
+    for split, x in (("train", dataset.train), ("test", dataset.test)):
+        if len(x) < 2:
+            raise ValueError(f"data set {dataset.name}: one {split} image has no spread, at least 2 are needed")
+    sub = "" if number is None or (cfg.out is None and checkpoint.is_run(paths[0])) else f"/{number}"
     out = output_folder(cfg.out and cfg.out + sub, paths[0], f"evaluation/{cfg.evaluation.name}{sub}")
     with whole_files(out) as aside:
         ev = Evaluation(cfg, states[0], energies, dataset, sampler_of(cfg, states[0]), device, aside)
         for part in cfg.evaluation.parts:
             PARTS[part](ev)
-        numbers = ev.numbers | {"checkpoint": str(paths[0]), "skipped": ev.skipped, "protocol": protocol(ev)}
+        numbers = ev.numbers | {"checkpoint": paths[0], "skipped": ev.skipped, "protocol": protocol(ev)}
         title = f"{cfg.evaluation.name}: {Path(paths[0]).name} on {dataset.name}"
         report.write(ev.folder / "report.html", title, ev.sections, ev.skipped, numbers["protocol"])
         (ev.folder / "metrics.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n")
@@ -477,36 +493,60 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
     return out
 
 
-class Comparison(Callback):
-    """Compares the evaluations of a sweep after its last job."""
+class Comparison(Folders):
+    """Compares the evaluations of a sweep after its last job; the exit code is 1 where one failed."""
 
     def __init__(self) -> None:
         self.folders: list[Path] = []
+        self.failed: list[str] = []
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        if isinstance(job_return._return_value, str):
+        if job_return._return_value:
             self.folders.append(Path(job_return._return_value))
+        elif job_return._return_value is None:
+            self.failed.append(" ".join(job_return.overrides))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if len(self.folders) > 1:
             with one_line_errors():
                 report.compare(self.folders, output_folder(config.out, ".", "evaluation/compare"))
+        if self.failed:
+            print(f"error: {len(self.failed)} evaluations failed: {'; '.join(self.failed)}", file=sys.stderr)
+            sys.exit(1)
 
 
-def launch(cfg: DictConfig, number: int | None = None) -> str:
-    """Evaluate or compare; the folder of an evaluation as a string, "" of a comparison."""
-    with one_line_errors():
-        if cfg.compare is None:
-            return str(evaluate(cfg, number))
-        given = cfg.compare if OmegaConf.is_list(cfg.compare) else [cfg.compare]
-        report.compare([Path(str(path)) for path in given], output_folder(cfg.out, ".", "evaluation/compare"))
+def evaluate_or_compare(cfg: DictConfig, number: int | None = None) -> str:
+    """The folder of an evaluation, "" of a comparison."""
+    if cfg.compare is None:
+        return str(evaluate(cfg, number))
+    given = cfg.compare if OmegaConf.is_list(cfg.compare) else [cfg.compare]
+    report.compare([Path(str(path)) for path in given], output_folder(cfg.out, ".", "evaluation/compare"))
     return ""
 
 
+def launch(cfg: DictConfig) -> str:
+    with one_line_errors():
+        return evaluate_or_compare(cfg)
+
+
+def job_of_sweep(cfg: DictConfig, number: int) -> str | None:
+    """As `launch`, but the sweep goes on past a failure; None then."""
+    try:
+        return evaluate_or_compare(cfg, number)
+    except Exception as error:  # whatever a job can die of
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        reason = " ".join(str(cause_of(error)).split()) or type(error).__name__
+        print(f"error: job {number}: {reason} (HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
+        return None
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-def main(cfg: DictConfig) -> str:
+def main(cfg: DictConfig) -> str | None:
     job = HydraConfig.get()
-    return launch(cfg, job.job.num if job.mode == RunMode.MULTIRUN else None)
+    if job.job.chdir:
+        os.chdir(job.runtime.cwd)  # paths are relative to where the user stands
+    return job_of_sweep(cfg, job.job.num) if job.mode == RunMode.MULTIRUN else launch(cfg)
 
 
 if __name__ == "__main__":

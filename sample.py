@@ -1,5 +1,7 @@
 """Draw samples from an energy, or restore images:  python sample.py checkpoint=RUN_DIR [init=denoise] [key=value …]"""
 
+import math
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,18 +11,21 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ebm import check, checkpoint, composition, figures, metrics, named, restoration
-from ebm.cli import one_line_errors, output_folder, pick_device, whole_files
+from ebm.cli import one_line_errors, output_folder, pick_device, whole_files, writable
 from ebm.data import Dataset, checked_images, read_image, scaled
 from ebm.energies import labels_in_turn
 from ebm.sampler import SGLD, Given, chain_generators, trace_in_batches, uniform_noise
 
 # Without steps=: what restored 128 held-out training digits best with the weights that ship; denoise has its own.
 STEPS = {"noise": 256, "buffer": 256, "images": 256, "inpaint": 100, "sharpen": 80, "interpolate": 60}
+GENERATOR = 5056  # bytes of a generator, of which each chain has one
 MNIST = {"_target_": "ebm.data.torchvision_dataset", "name": "MNIST", "root": "data"}
 
 
@@ -127,6 +132,7 @@ def run(
 ) -> tuple[Tensor, list[int]]:  # fmt: skip
     """Snapshots (T, B, *shape) of chains that start at `x`, and their steps."""
     every = max(1, steps // cfg.frames)
+    check.memory(f"frames={cfg.frames} of {len(x)} chains", 4 * x.numel() * (steps // every + 2))
     generators = chain_generators(cfg.seed, len(x), pick_device(cfg.device))
     trace = trace_in_batches(sampler, energy, x, generators, cfg.batch_size, every, steps, labels, given)
     return trace, [min(i * every, steps) for i in range(len(trace))]
@@ -163,6 +169,8 @@ def write(
 def draw(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Module, steps: int) -> None:
     """Samples from noise, from the checkpoint's chains or from images."""
     shape, count = checkpoint.input_shape(state), cfg.num_samples
+    if cfg.init == "noise":
+        check.memory(f"num_samples={count}", count * (4 * math.prod(shape) * 2 + 2 * GENERATOR))
     labels = labels_of(cfg, energy, count)
     if cfg.init == "buffer":
         if "buffer" not in state:
@@ -234,6 +242,7 @@ def interpolate(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: n
     ends = source_images(cfg, state, torch.Generator().manual_seed(cfg.seed))
     if len(ends) % 2:
         raise ValueError(f"init=interpolate takes pairs of images, got {len(ends)}")
+    check.memory(f"path_images={cfg.path_images}", 4 * ends.numel() * cfg.path_images)
     t = torch.linspace(0, 1, cfg.path_images).view(1, -1, 1, 1, 1)
     linear = torch.lerp(ends[0::2, None], ends[1::2, None], t)
     held = ((t == 0) | (t == 1)).expand_as(linear)
@@ -279,8 +288,23 @@ def launch(cfg: DictConfig) -> None:
         sample(cfg)
 
 
+class Folders(Callback):
+    """Says in one line where Hydra's own folders cannot be made."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with one_line_errors():
+            Path(config.hydra.run.dir).mkdir(parents=True, exist_ok=True)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with one_line_errors():
+            writable("hydra.sweep.dir", config.hydra.sweep.dir)
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
 def main(cfg: DictConfig) -> None:
+    job = HydraConfig.get()
+    if job.job.chdir:
+        os.chdir(job.runtime.cwd)  # paths are relative to where the user stands
     launch(cfg)
 
 

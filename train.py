@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -29,7 +30,16 @@ from tqdm import tqdm
 
 from ebm import check, checkpoint, features, figures, metrics, named, report, telemetry, tracking
 from ebm.buffer import ReplayBuffer
-from ebm.cli import Signals, cause_of, one_line_errors, pick_device, whole_files
+from ebm.cli import (
+    Signals,
+    cause_of,
+    command,
+    from_here,
+    one_line_errors,
+    pick_device,
+    whole_files,
+    writable,
+)
 from ebm.data import Batches, Dataset
 from ebm.energies import labels_in_turn
 from ebm.guard import Guard
@@ -78,10 +88,14 @@ def check_numbers(cfg: DictConfig) -> None:
             check.number(f"train.{key}", value, least, open_low=real, integer=not real)
 
 
-def build_energy(cfg: DictConfig, dataset: Dataset) -> tuple[nn.Module, dict[str, Any]]:
+def build_energy(cfg: DictConfig, dataset: Dataset, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
     """The energy, its weights drawn from the seed, and the plain dict that builds it again."""
     config: Any = OmegaConf.to_container(cfg.energy, resolve=True)
     config["shape"] = list(dataset.shape)
+    with torch.device("meta"):  # takes no memory
+        weights = instantiate(config, _convert_="all").parameters()
+    size = sum(weight.numel() * weight.element_size() for weight in weights)
+    check.memory("energy (weights, gradients, moments)", 4 * size, device)
     with torch.random.fork_rng(devices=[]):  # constructors of modules take no generator
         torch.set_rng_state(torch.Generator().manual_seed(cfg.seed).get_state())
         energy = instantiate(config, _convert_="all")
@@ -228,19 +242,23 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     check_numbers(cfg)
     device = ranks.device(pick_device(cfg.device))
     sampler: SGLD = instantiate(cfg.sampler, _convert_="all")
+    check.number("sampler.steps", sampler.steps, 1, integer=True)  # chains that stay at noise teach nothing
     loss_function = instantiate(cfg.loss, _convert_="all")
     scheduler = instantiate(cfg.scheduler)
     guard: Guard = instantiate(cfg.guard)
     dataset: Dataset = ranks.in_turn(lambda: instantiate(cfg.data))
-    if cfg.objective == "frechet" and (dataset.train_labels is None or len(dataset.shape) != 3):
-        raise ValueError("objective=frechet needs images with labels, for its features come from their classifier")
+    if cfg.objective == "frechet" and not (features.has_classes(dataset) and len(dataset.test) > 1):
+        raise ValueError(
+            "objective=frechet needs images with labels of two classes or more, for its features come from their "
+            f"classifier, and two test images or more; data set {dataset.name} lacks them"
+        )
     if OmegaConf.select(cfg, "loss.contrast.weight") and len(dataset.shape) != 3:
         raise ValueError(f"loss.contrast.weight must be 0 for data of shape {dataset.shape}: it turns images")
     data_hashes = features.data_hashes(dataset)
     before = state["data_hashes"] if state and "data_hashes" in state else data_hashes  # older files have none
     if others := [name for name, was in before.items() if data_hashes.get(name) != was]:
         raise ValueError(f"resume={run_dir}: its {' and '.join(others)} were others; data.root must be where those lie")
-    energy, energy_config = build_energy(cfg, dataset)
+    energy, energy_config = build_energy(cfg, dataset, device)
     if cfg.start is not None and state is None:
         checkpoint.start_from(energy, cfg.start)
     energy.to(memory_format=torch.channels_last).to(device)  # faster convolutions
@@ -429,19 +447,19 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
         print_whereabouts(run_dir, pictures, tracker)
     elif ranks.first:
         name = signal.Signals(int(stop)).name
-        print(f"{name}: saved at step {loop.step}; go on with  python train.py resume={run_dir}")
+        print(f"{name}: saved at step {loop.step}; go on with  {command(Path(__file__), resume=run_dir)}")
     return 0 if done else int(stop)
 
 
 def print_whereabouts(run_dir: Path, pictures: dict[str, Path], tracker: Tracker) -> None:
-    shown = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
-    print(f"pictures     {' '.join(str(shown / file.relative_to(run_dir)) for file in pictures.values())}")
-    print(f"checkpoint   {shown}/checkpoints/last.pt")
+    print(f"pictures     {' '.join(str(from_here(file)) for file in pictures.values())}")
+    print(f"checkpoint   {from_here(run_dir / 'checkpoints/last.pt')}")
     if tracker.wandb_dir:
+        parts = shlex.quote(str(from_here(tracker.wandb_dir.parent)))  # a run that was resumed has several
         print(f"W&B run      {tracker.wandb_dir}")
-        print(f"             {tracker.url or f'wandb sync {shown}/wandb/offline-run-*'}")
-    print(f"try next     python sample.py checkpoint={shown}")
-    print(f"             python evaluate.py checkpoint={shown}")
+        print(f"             {tracker.url or f'wandb sync {parts}/offline-run-*-{tracker.wandb_id}'}")
+    print(f"try next     {command(Path(__file__).with_name('sample.py'), checkpoint=run_dir)}")
+    print(f"             {command(Path(__file__).with_name('evaluate.py'), checkpoint=run_dir)}")
 
 
 def resumed(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] | None) -> tuple[DictConfig, dict[str, Any]]:
@@ -503,7 +521,8 @@ def start(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], goes_on: boo
                 cfg, state = resumed(cfg, run_dir, overrides)
             elif ranks.from_first(lambda: any(run_dir.glob("checkpoints/*.pt"))):
                 if not goes_on:
-                    raise ValueError(f"{run_dir} holds a run: resume={run_dir} goes on with it; or set hydra.run.dir")
+                    again = command(Path(__file__), resume=run_dir)
+                    raise ValueError(f"{run_dir} holds a run: go on with it by  {again}  or set another hydra.run.dir")
                 cfg, state = resumed(cfg, run_dir, None)
             stopped_by = train(cfg, run_dir, ranks, state)
         finally:
@@ -556,7 +575,12 @@ def job_of_sweep(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], numbe
 
 
 class Sweep(Callback):
-    """Sums a sweep up after its last job; the exit code is 1 where a job failed."""
+    """Says in one line where the output folder cannot be made, and sums a sweep up after its last job; the exit code is
+    1 where a job failed."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with one_line_errors():
+            writable("hydra.run.dir", config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -565,6 +589,8 @@ class Sweep(Callback):
                     "-m under torchrun would run the whole sweep once a rank: start torchrun once a job, or leave it "
                     "out and sweep with one device a job"
                 )
+        with one_line_errors():
+            writable("hydra.sweep.dir", config.hydra.sweep.dir)
         # Also where the launcher or the sweeper itself ends with an error, as Optuna's without a single whole trial:
         atexit.register(report.sweep, Path(config.hydra.sweep.dir), config.objective)
         paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
@@ -587,6 +613,8 @@ def forced(arguments: Sequence[str]) -> list[str]:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
+    if job.job.chdir:
+        os.chdir(job.runtime.cwd)  # paths are relative to where the user stands
     run_dir, overrides = Path(job.runtime.output_dir), job.overrides.task
     if job.mode == RunMode.MULTIRUN:
         return job_of_sweep(cfg, run_dir, overrides, job.job.num)

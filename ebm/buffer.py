@@ -68,6 +68,8 @@ class ReplayBuffer:
             raise ValueError(f"buffer.augment.probability must be 0 for data of shape {tuple(shape)}: it turns images")
         self.size = initial if policy == "fifo" else capacity  # chains at [0, size)
         self.front = self.size % capacity  # where fifo writes next
+        size = 4 * math.prod(shape) + 8 + 8  # a chain, its age and label
+        check.memory(f"buffer.capacity={capacity}", capacity * size, generator.device)
         self.chains = torch.zeros(capacity, *shape, device=generator.device)
         self.ages = torch.zeros(capacity, dtype=torch.int64, device=generator.device)  # SGLD steps lived
         self.labels = torch.zeros_like(self.ages)

@@ -1,7 +1,10 @@
 """Checks of plain values, so that every constructor refuses bad input in the same words."""
 
+import os
 from math import inf, isfinite
 from typing import Any
+
+import torch
 
 
 def number(
@@ -41,3 +44,12 @@ def image_shape(key: str, value: Any) -> tuple[int, int, int]:
         raise ValueError(f"{key} must be (channels, height, width), got {value!r}")
     channels, height, width = (number(key, size, 1, integer=True) for size in value)
     return channels, height, width
+
+
+def memory(what: str, size: int, device: str | torch.device = "cpu") -> None:
+    """ValueError where the `size` bytes that the setting `what` asks for are more than there are on `device`."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if torch.device(device).type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    if size > there:
+        raise ValueError(f"{what} takes {size:,} bytes of memory, there are {there:,}: lower it")

@@ -94,16 +94,20 @@ def step_of(file: Path) -> int:
     return int(file.stem.removeprefix("step_"))
 
 
+def is_run(path: str | Path) -> bool:
+    return (Path(str(path)) / "checkpoints").is_dir()
+
+
 def load(path: str | Path) -> dict[str, Any]:
     """The checkpoint of a file, the newest whole one of a run directory, or the weights that ship under a name (mnist),
-    on the CPU, in our format whoever wrote it.
+    on the CPU, in our format whoever wrote it. A file or folder here of that name is ./mnist, unless it is a run.
 
     Reads tensors and plain values only (`weights_only=True`); nothing in the file is executed. Warns of every torn
     checkpoint it passes over. Raises CheckpointError for what is missing, torn or something else.
     """
-    path = Path(str(path))
-    if not path.exists() and (WEIGHTS / f"{path}.pt").is_file():
-        path = WEIGHTS / f"{path}.pt"
+    path = Path(name := str(path))
+    if "/" not in name and not is_run(path) and (WEIGHTS / f"{name}.pt").is_file():
+        path = WEIGHTS / f"{name}.pt"
     if not path.is_dir():
         return load_file(path)
     folder = path / "checkpoints"

@@ -1,6 +1,8 @@
-"""What the three scripts share at the command line: errors in one line, and the device."""
+"""What the three scripts share at the command line: errors in one line, the device, folders and printed commands."""
 
 import os
+import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -21,9 +23,10 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
+        no_memory = type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "allocate memory" in str(error)
         missing = type(error).__name__ == "MissingMandatoryValue"  # a key whose value is ??? in the config
         cause = cause_of(error)
-        if cause is error and not isinstance(error, (ValueError, OSError)) and not missing:
+        if cause is error and not (isinstance(error, (ValueError, OSError)) or missing or no_memory):
             raise
         print("error:", *str(cause).split(), "(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
         sys.exit(2)
@@ -50,9 +53,36 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def writable(key: str, folder: str | Path) -> None:
+    """Make the directory `folder` that `key` names. Raises ValueError where it cannot be made or written to."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{key}={folder} must be a directory that can be written to: {error.strerror}") from error
+
+
+def from_here(path: Path) -> Path:
+    """As it is called from the working directory, if it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def command(script: Path, **settings: Path) -> str:
+    """`python SCRIPT key=PATH …` for a shell in the working directory, quoted for Hydra and for the shell."""
+    words = ["python", str(from_here(script))]
+    for key, path in settings.items():
+        value = str(from_here(path))
+        if not re.fullmatch(r"[a-zA-Z_./][\w./-]*", value, re.ASCII):
+            value = '"' + value.replace('"', '\\"') + '"'
+        words.append(f"{key}={value}")
+    return shlex.join(words)
+
+
 def output_folder(out: str | None, checkpoint: str, name: str) -> Path:
     """The directory `out`; by default `name` in the run directory `checkpoint`, or here."""
-    folder = Path(out) if out is not None else Path(checkpoint) / name if Path(checkpoint).is_dir() else Path(name)
+    is_run = (Path(str(checkpoint)) / "checkpoints").is_dir()
+    folder = Path(out) if out is not None else Path(str(checkpoint) if is_run else "") / name
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out must be a directory, got the file {folder}")
     return folder

@@ -114,6 +114,7 @@ def image_folder(
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in Image.registered_extensions())
     if len(paths) < 2:
         raise ValueError(f"data.root={root} holds {len(paths)} images, at least 2 are needed")
+    check.memory(f"data.image_size={image_size}", len(paths) * channels * image_size**2)
     x = torch.stack([read_image(path, image_size, channels) for path in paths])
     classes = sorted({path.relative_to(folder).parts[0] for path in paths})
     y = torch.tensor([classes.index(path.relative_to(folder).parts[0]) for path in paths])

@@ -114,6 +114,7 @@ def dataset(name: str, train_size: int = 50_000, test_size: int = 10_000, seed: 
     check.number("data.train_size", train_size, 1, integer=True)
     check.number("data.test_size", test_size, 1, integer=True)
     check.number("data.seed", seed, 0, integer=True)
+    check.memory(f"data.train_size={train_size} with data.test_size={test_size}", 64 * (train_size + test_size))
     truth = density(name)
     x = truth.sample(train_size + test_size, torch.Generator().manual_seed(seed)).clamp(-1, 1)
     return Dataset(name, x[:train_size], x[train_size:], log_prob=truth.log_prob)

@@ -69,6 +69,12 @@ class Classifier(nn.Module):
         return self.head(self.body(x))
 
 
+def has_classes(dataset: Dataset) -> bool:
+    """Whether a classifier can be had of it: it has images with labels of two classes or more."""
+    labels = dataset.train_labels
+    return len(dataset.shape) == 3 and labels is not None and len(labels.unique()) > 1
+
+
 def untrained(dataset: Dataset, seed: int, device: Device) -> Classifier:
     """A `Classifier` for the data set's labels. Raises ValueError without."""
     if dataset.train_labels is None:

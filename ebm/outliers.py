@@ -1,5 +1,7 @@
 """Sets of images that are not of the data: transforms of the test images, and other data sets."""
 
+import os.path
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,57 @@ import torchvision
 from torch import Tensor
 from torchvision.transforms import functional
 
+from ebm import check
 from ebm.data import Dataset, image_folder, images_of, scaled
 from ebm.sampler import uniform_noise
 
 OTHERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 OTHERS |= {"omniglot": "Omniglot", "svhn": "SVHN", "cifar10": "CIFAR10"}
+MADE = ["train", "test", "noise", "noisy", "rotated", "rotated90", "tiny", "inverted", "blurred", "permuted", "halves"]
+MADE += ["constant"]
+LEVELS = ("gaussian_", "uniform_")  # and a number
+
+
+def is_built_in(name: str) -> bool:
+    return name in MADE or name in OTHERS or name.startswith(LEVELS)
+
+
+def check_name(name: str) -> None:
+    """ValueError for what is neither the name of a set nor, with a /, a path."""
+    if "/" in name:
+        return
+    if not is_built_in(name):
+        raise ValueError(f"ood.sets: {name} is no set that is known; a folder of images needs a / in its path")
+    if name.startswith(LEVELS):
+        kind, _, level = name.partition("_")
+        try:
+            check.number(kind, float(level), 0)
+        except ValueError:
+            raise ValueError(f"ood.sets: {name} needs a number after its _, such as {kind}_0.3") from None
+
+
+def keys_of(names: Iterable[str]) -> dict[str, str]:
+    """The sets `names` under the keys that their numbers get: a name is its own key; a folder's is the shortest end of
+    its path, the parts joined by _, that is no end of another folder's path and no name that `outliers` knows.
+
+    noise, my/cats, a/dogs, b/dogs, x/test → noise, cats, a_dogs, b_dogs, x_test. Raises ValueError for an unknown name.
+    """
+    names = [str(name) for name in names]
+    paths = {name: os.path.abspath(name) for name in names if "/" in name}
+    keys = {}
+    for name in names:
+        check_name(name)
+        key = name
+        if name in paths:
+            taken = {end for path in paths.values() if path != paths[name] for end in _ends(path)}
+            key = next(end for end in _ends(paths[name]) if end not in taken and not is_built_in(end))
+        keys[key] = name
+    return keys
+
+
+def _ends(path: str) -> list[str]:
+    parts = Path(path).parts[1:]
+    return [*("_".join(parts[-count:]) for count in range(1, len(parts) + 1)), path]
 
 
 def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, seed: int = 0) -> Tensor:
@@ -37,6 +85,7 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
     Raises ValueError for a name that is none of these and for a set that cannot be had.
     """
     generator = torch.Generator().manual_seed(seed)
+    check_name(name)
     if name in OTHERS or "/" in name:
         if len(dataset.shape) != 3:
             raise ValueError("images are no outliers to vectors")
@@ -44,6 +93,8 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
             raise ValueError("it is the data set itself")
         if name in OTHERS:
             return _like(_torchvision_test(OTHERS[name], root), dataset.shape)
+        if not Path(name).is_dir():
+            raise ValueError("there is no such folder")
         folder = image_folder(name, dataset.shape[-1])
         return _like(torch.cat([folder.train, folder.test]), dataset.shape)
     if name in ("train", "test"):
@@ -53,10 +104,7 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
     if name == "noise":
         return uniform_noise(x.shape, generator)
     if name == "noisy" or kind in ("gaussian", "uniform"):
-        try:
-            size = noise_std if name == "noisy" else float(level)
-        except ValueError:
-            raise ValueError(f"ood.sets: {name} needs a number after its _, such as {kind}_0.3") from None
+        size = noise_std if name == "noisy" else float(level)
         draw = uniform_noise(x.shape, generator) if kind == "uniform" else torch.randn(x.shape, generator=generator)
         return (x + size * draw).clamp(-1, 1)
     if name == "inverted":
@@ -66,8 +114,6 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
         return x.flatten(1)[:, order].view(x.shape)
     if name == "constant":
         return torch.linspace(-1, 1, 256).view(-1, *[1] * (x.dim() - 1)).expand(-1, *x.shape[1:])
-    if name not in ("rotated", "rotated90", "tiny", "blurred", "halves"):
-        raise ValueError(f"ood.sets: {name} is no set that is known; a folder of images needs a / in its path")
     if x.dim() != 4:
         raise ValueError("made of images, the data are vectors")
     height, width = x.shape[-2:]
@@ -103,8 +149,3 @@ def _like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     elif x.shape[1] == 1 and shape[0] == 3:
         x = x.expand(-1, 3, -1, -1)
     return x if x.shape[-2:] == shape[-2:] else functional.resize(x, list(shape[-2:]), antialias=True)
-
-
-def folder_of(name: str) -> str:
-    """The name of a set in keys: of a folder its last part."""
-    return Path(name).name if "/" in name else name

@@ -38,13 +38,18 @@ def objective(run_dir: Path, key: str) -> float:
     return values[key]
 
 
+def _mode(settings: Mapping[str, Any]) -> str:
+    given = settings.get("mode") or os.environ.get("WANDB_MODE") or "offline"
+    return check.choice("wandb.mode (null: WANDB_MODE)", given, MODES)
+
+
 def _start(folder: Path, config: dict[str, Any], job_type: str, settings: Mapping[str, Any], **more: Any) -> Any:
-    """A W&B run with its files in `folder`/wandb, of type `job_type` unless `settings` name one; None where they say
-    disabled. Raises ValueError where W&B cannot start."""
-    names = {"mode": "offline", "project": "plain-ebm"} | dict(settings) | more
-    names |= {"job_type": names.get("job_type") or job_type, "dir": folder, "config": config}
-    names.pop("checkpoint", None)
-    if check.choice("wandb.mode", names["mode"], MODES) == "disabled":
+    """A W&B run with its files in `folder`/wandb and of type `job_type` unless `settings` or W&B's variables say
+    otherwise; None where they say disabled. Raises ValueError where W&B cannot start."""
+    names: dict[str, Any] = {"project": "plain-ebm", "job_type": job_type, "dir": os.environ.get("WANDB_DIR") or folder}
+    names |= {key: value for key, value in settings.items() if value is not None and key != "checkpoint"} | more
+    names |= {"mode": _mode(settings), "config": config}
+    if names["mode"] == "disabled":
         return None
     try:
         return wandb.init(settings=wandb.Settings(console="off", quiet=True, silent=True), **names)
@@ -76,7 +81,8 @@ class Tracker:
     config    the resolved configuration, a plain dict; becomes the W&B run's config
     state     of a tracker whose run this one goes on with: what that one has logged since goes from metrics.jsonl
     writes    False for one that logs nowhere, as of all ranks but the first
-    settings  `mode`: online, offline (a run in `run_dir`/wandb, to be synced later) or disabled (no W&B);
+    settings  `mode`: online, offline (a run on the disk, to be synced later) or disabled (no W&B); None for what
+              WANDB_MODE says, or else offline. `dir`: where wandb/ is made; None for WANDB_DIR, or else `run_dir`.
               `checkpoint`: at the end best.pt and last.pt become a W&B artifact, `best` and `latest`, where they lie:
               no copy; the others as W&B has them: project, entity, name, group, job_type, tags, notes
 
@@ -92,7 +98,7 @@ class Tracker:
         self.checkpoint = check.choice("wandb.checkpoint", settings.get("checkpoint", False), (True, False))
         self.rows = state["rows"] if state else 0  # W&B's own step: what the server has already, it drops
         self.wandb_id = state["wandb_id"] if state else None
-        online = check.choice("wandb.mode", settings.get("mode", "offline"), MODES) == "online"
+        online = _mode(settings) == "online"
         resume = "allow" if self.wandb_id and online else None  # offline, the id alone does it
         more = {"id": self.wandb_id, "allow_val_change": True, "resume": resume}
         self.run = _start(run_dir, config, "train", settings, **more) if writes else None

@@ -13,6 +13,8 @@ from hydra import compose, initialize_config_dir
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts
+for key in [key for key in os.environ if key.startswith("WANDB")]:
+    del os.environ[key]  # what the developer has set
 TINY = ["energy.hidden=4", "buffer.capacity=256", "sampler.steps=2", "train.batch_size=16", "train.sample_steps=8"]
 
 
@@ -35,7 +37,7 @@ def run(script: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose(name, [override for override in overrides if not override.startswith("hydra.")])
+            cfg = compose(name, [override for override in overrides if not override.startswith("hydra.run.")])
         try:
             if name == "train":
                 run_dir = next(Path(override[14:]) for override in overrides if override.startswith("hydra.run.dir="))

@@ -7,6 +7,7 @@ import resource
 import struct
 import zipfile
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor  # noqa: F401 — a name that a hostile file can find h
 
 from ebm import checkpoint, named
 from ebm.checkpoint import CheckpointError, build_energy, load, load_energy, save, save_run
+from ebm.cli import output_folder
 from ebm.energies import ConvEnergy, MLPEnergy
 
 
@@ -410,3 +412,17 @@ def test_two_thousand_mutants(fuzzed, which, changes):
         assert energy(x).shape == (4,) and bool(
             torch.isfinite(torch.cat([p.flatten() for p in energy.parameters()])).all()
         )
+
+
+def test_weights_that_ship_are_shadowed_by_a_run_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = load("mnist")["step"]
+    for thing in (Path("mnist"), Path("mnist/other")):
+        thing.mkdir()
+        assert load("mnist")["step"] == shipped
+    with pytest.raises(CheckpointError, match="not a run"):
+        load("./mnist")
+    assert output_folder(None, "mnist", "sampling") == Path("sampling")
+    save(Path("mnist/checkpoints/last.pt"), load("mnist") | {"step": 7})
+    assert load("mnist")["step"] == load("./mnist")["step"] == 7 != shipped
+    assert output_folder(None, "mnist", "sampling") == Path("mnist/sampling")

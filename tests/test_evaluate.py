@@ -2,9 +2,12 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -168,6 +171,9 @@ def test_constant_and_nan_energies_are_errors_and_leave_nothing(runs: list[Path]
         ("samples.steps=[0]", "samples.steps must be an integer >= 1"),
         ("ood.scores=[entropy]", "ood.scores must be one of"),
         ("ood.sets=[nonsense]", "ood.sets: nonsense"),
+        ("ood.sets=noise", "ood.sets must be a list"),
+        ("densities.cells=1000000", "densities.cells=1000000 takes 64,000,000,000,000 bytes"),
+        ("ais.temperatures=1000000000000", "ais.temperatures=1000000000000 takes"),
         ("evaluation.parts=[fid]", "evaluation.parts must be one of"),
         ("chains.steps=abc", "chains.steps must be an integer"),
     ],
@@ -175,6 +181,69 @@ def test_constant_and_nan_energies_are_errors_and_leave_nothing(runs: list[Path]
 def test_bad_settings_name_their_key(runs: list[Path], tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("[", r"\[")):
         run(f"checkpoint={runs[0]}", f"out={tmp_path}", override)
+
+
+def pictures(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(np.full((28, 28), 40 * i, dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_folders_replace_no_set_and_what_cannot_be_had_is_skipped(runs: list[Path], tmp_path: Path) -> None:
+    one, other = pictures(tmp_path / "x/test", 4), pictures(tmp_path / "y/cats", 3)
+    huge, single = pictures(tmp_path / "huge", 2), pictures(tmp_path / "single", 1)
+    png = bytearray((huge / "0.png").read_bytes())
+    png[16:24] = struct.pack(">II", 20000, 20000)  # what its header claims
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    (huge / "0.png").write_bytes(png)
+    small = [f"checkpoint={runs[0]}", "evaluation.parts=[ood]", "ood.scores=[]"]
+    plain = run(*small, "ood.sets=[noise]", f"out={tmp_path / 'plain'}")
+    found = run(*small, f"ood.sets=[noise,{one},{other},{huge},{single},{tmp_path}/none]", f"out={tmp_path / 'out'}")
+    assert {key: value for key, value in found.items() if key in plain.keys() - {"skipped", "protocol"}} == {
+        key: value for key, value in plain.items() if key not in ("skipped", "protocol")
+    }
+    assert {"auroc/x_test", "auroc/cats"} <= found.keys()
+    assert found["skipped"].keys() == {"ood/huge", "ood/single", "ood/none"}
+    assert found["skipped"]["ood/huge"]
+
+
+def test_images_of_one_class_have_no_entropy(runs: list[Path], tmp_path: Path) -> None:
+    pictures(tmp_path / "images/only", 6)
+    data = ["data=folder", f"data.root={tmp_path / 'images'}", "data.image_size=28", "data.channels=1"]
+    parts = "evaluation.parts=[samples,chains]"
+    found = run(f"checkpoint={runs[0]}", *data, "data.test_fraction=0.5", parts, f"out={tmp_path / 'out'}")
+    assert "two classes" in found["skipped"]["samples"]
+    assert "chains/rhat/all" in found and "chains/same_class" not in found
+
+
+def test_few_images_are_no_samples_to_compare_with_and_two_have_no_spread(runs: list[Path], tmp_path: Path) -> None:
+    pictures(tmp_path / "images/a", 3)
+    pictures(tmp_path / "images/b", 2)
+    data = ["data=folder", f"data.root={tmp_path / 'images'}", "data.image_size=28", "data.channels=1"]
+    few = [f"checkpoint={runs[0]}", *data, f"out={tmp_path / 'out'}"]
+    found = run(*few, "data.test_fraction=0.4", "evaluation.parts=[samples,ood]", "ood.sets=[noise]", "ood.scores=[]")
+    assert "samples.neighbours" in found["skipped"]["samples"] and "score/test/std" in found
+    with pytest.raises(ValueError, match="one test image has no spread"):
+        run(*few, "data.test_fraction=0.1")
+
+
+def test_a_sweep_goes_on_past_what_fails(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
+    small = ["evaluation.parts=[ood]", "ood.sets=[noise]", "ood.scores=[]", "wandb.mode=disabled", "device=cpu", *SMALL]
+    sweep = evaluate.Comparison()
+    for number, path in enumerate([runs[0], tmp_path / "nowhere", runs[1]]):
+        overrides = [f"checkpoint={path}", "evaluation.name=sweep", *small]
+        with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+            cfg = compose("evaluate", overrides)
+        job = SimpleNamespace(_return_value=evaluate.job_of_sweep(cfg, number), overrides=overrides)
+        sweep.on_job_end(cfg, job)
+    assert capsys.readouterr().err.startswith(f"error: job 1: {tmp_path}/nowhere does not exist")
+    cfg.out = str(tmp_path / "compare")
+    with pytest.raises(SystemExit) as exit:
+        sweep.on_multirun_end(cfg)
+    assert exit.value.code == 1
+    assert f"1 evaluations failed: checkpoint={tmp_path}/nowhere" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "compare/compare.json").read_text())) == 2
 
 
 def test_points_in_the_plane(tmp_path: Path) -> None:
@@ -200,8 +269,9 @@ def test_points_in_the_plane(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sweep_and_comparison(runs: list[Path], tmp_path: Path) -> None:
-    done = script(tmp_path, "-m", f"checkpoint={runs[0]},{runs[1]}", "evaluation=scores", "bootstrap=20")
-    assert done.returncode == 0, done.stderr
+    done = script(tmp_path, "-m", f"checkpoint={runs[0]},nowhere,{runs[1]}", "evaluation=scores", "bootstrap=20")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()][-2:] == ["error", "error"]
     for folder in runs:
         assert (folder / "evaluation" / "scores" / "metrics.json").is_file()
         assert list((folder / "evaluation" / "scores" / "wandb").glob("offline-run-*"))

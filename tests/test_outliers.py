@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from ebm.data import Dataset
-from ebm.outliers import outliers
+from ebm.outliers import keys_of, outliers
 
 TEST = torch.arange(4 * 16, dtype=torch.uint8).view(4, 1, 4, 4) * 4
 DATA = Dataset("ramps", TEST[:2], TEST)
@@ -81,3 +81,18 @@ def test_what_cannot_be_had_says_why() -> None:
     wide = Dataset("wide", torch.zeros(2, 1, 4, 6), torch.zeros(2, 1, 4, 6))
     with pytest.raises(ValueError, match="square"):
         get("rotated90", wide)
+
+
+def test_every_set_has_a_key_of_its_own_whatever_the_order() -> None:
+    names = ["test", "noise", "my/cats", "a/dogs", "b/dogs", "x/test", "y/gaussian_0.3", "/e", "/d/e", "../c/svhn"]
+    keys = ["test", "noise", "cats", "a_dogs", "b_dogs", "x_test", "y_gaussian_0.3", "/e", "d_e", "c_svhn"]
+    assert keys_of(names) == dict(zip(keys, names, strict=True))
+    assert keys_of(reversed(names)) == keys_of(names)
+    assert list(keys_of(["a/b", "./a/b/", "a/b"])) == ["b"]
+    assert len(keys_of(["/a/b_c", "/a_b/c", "/x/b_c", "/x/b/c", "/x_b/c"])) == 5
+
+
+@pytest.mark.parametrize("name", ["tset", "gaussian_", "uniform_nan", "gaussian_-1", "3"])
+def test_mistyped_names_are_told(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"ood\.sets: {name}"):
+        keys_of([name])

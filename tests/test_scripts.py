@@ -4,20 +4,26 @@ import json
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, assert_one_line_error, run, run_script
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from PIL import Image
 
 from ebm import figures
-from ebm.checkpoint import load, load_energy
-from ebm.energies import ConvEnergy
+from ebm.checkpoint import load, load_energy, save
+from ebm.cli import command, writable
+from ebm.energies import ConvEnergy, MLPEnergy
+from ebm.tracking import Tracker
 
 TRAIN_KEYS = {
     *("train/loss", "train/cd", "train/energy_l2", "train/score_real", "train/score_fake", "train/lr"),
@@ -70,6 +76,55 @@ def test_says_where_things_lie_and_what_to_try(run_dir):
         assert word in out
     bar = (run_dir / "stderr.txt").read_text()
     assert "loss" in bar and "score gap" in bar and "images/s" in bar
+
+
+@pytest.mark.parametrize(
+    "name", ["run", "a/b-1", "a b,c=d[e]{f}", "it's", 'say "hi"', "é", "2026", "1e5", "1_0", "#*?!~"]
+)
+def test_printed_commands_reach_hydra_as_they_are_meant(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    python, script, override = shlex.split(command(tmp_path / "train.py", resume=tmp_path / name))
+    assert (python, script) == ("python", "train.py")
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    assert parsed.key_or_group == "resume" and parsed.value() == name
+
+
+@pytest.mark.slow
+def test_printed_commands_run_where_the_user_stands(tmp_path):
+    """Also where Hydra changes the working directory, and W&B's files are elsewhere."""
+    limits = [*TINY, "train.max_steps=2", "device=cpu", "hydra.job.chdir=true", "wandb.dir=its files"]
+    done = run_script("train.py", *limits, 'hydra.run.dir="a b/c,d=e"', "wandb.mode=offline", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed = [line[13:] for line in done.stdout.splitlines()]
+    sampling, evaluating = (line for line in printed if line.startswith("python "))
+    (syncing,) = (line for line in printed if line.startswith("wandb sync "))
+    listed = subprocess.run(["bash", "-c", syncing.replace("wandb sync", "ls -d")], cwd=tmp_path, capture_output=True)
+    assert listed.returncode == 0 and listed.stdout.startswith(b"its files/wandb/offline-run-")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    small = {sampling: "num_samples=2 steps=2", evaluating: "evaluation=scores bootstrap=2 wandb.mode=disabled"}
+    for line, more in small.items():
+        shell = ["bash", "-c", f"{line} {more} device=cpu hydra.job.chdir=true"]
+        done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"a b", "its files"}
+    assert {"sampling", "evaluation", "config.yaml"} <= {path.name for path in (tmp_path / "a b/c,d=e").iterdir()}
+
+
+def test_wandbs_variables_hold_unless_the_config_says_otherwise(tmp_path, monkeypatch):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings: Any = OmegaConf.to_container(compose("train").wandb)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with Tracker(tmp_path, {}, **settings) as tracker:
+        assert tracker.run is None
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "theirs"))
+    (tmp_path / "theirs").mkdir()
+    for folder, said in ((tmp_path / "theirs", {}), (tmp_path / "ours", {"dir": str(tmp_path / "ours")})):
+        with Tracker(tmp_path, {}, **settings | {"mode": "offline"} | said) as tracker:
+            assert tracker.wandb_dir.parent == folder / "wandb"
+    assert not (tmp_path / "wandb").exists()
+    monkeypatch.setenv("WANDB_MODE", "loud")
+    with pytest.raises(ValueError, match=r"WANDB_MODE.*'loud'"):
+        Tracker(tmp_path, {}, **settings)
 
 
 def test_wandb_holds_the_same(run_dir):
@@ -139,6 +194,16 @@ GROUPS = {
 }
 
 
+@pytest.fixture(scope="session")
+def image_root(tmp_path_factory):
+    """A folder of 24 images of 20×24 pixels, RGB."""
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(24):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
 @pytest.mark.parametrize("group, option", [(group, option) for group, options in GROUPS.items() for option in options])
 def test_every_config_trains_two_steps(group, option, tmp_path, request):
     extra = GROUPS[group][option]
@@ -146,11 +211,7 @@ def test_every_config_trains_two_steps(group, option, tmp_path, request):
     if any("{root}" in argument for argument in extra):
         values["root"] = request.getfixturevalue("data_root")
     if option == "folder":
-        values["images"] = tmp_path / "images"
-        values["images"].mkdir()
-        for i in range(24):
-            pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(values["images"] / f"{i}.png")
+        values["images"] = request.getfixturevalue("image_root")
     small = [argument for argument in TINY if not option.startswith(("resnet", "residual")) or "hidden" not in argument]
     arguments = [argument.format(**values) for argument in extra]
     path = tmp_path / "run"
@@ -210,10 +271,60 @@ def test_a_run_starts_from_weights_that_ship_and_moves_a_part_of_its_chains(tmp_
     assert_one_line_error(result, "nothing does not exist", "mnist_joint")
 
 
+def untrained_run(folder: Path, shape: list[int], data: dict[str, Any]) -> Path:
+    config = {"_target_": "ebm.energies.MLPEnergy", "shape": shape, "hidden": 4}
+    energy = MLPEnergy(shape, hidden=4).state_dict()
+    state = {"energy": energy, "energy_config": config, "config": {"data": data}, "step": 0, "epoch": 0}
+    save(folder / "checkpoints/last.pt", state)
+    return folder
+
+
+DATA = {  # of every option, and of a function of the user's own: the images' shape and what else is to be given
+    **dict.fromkeys(("mnist", "fashion_mnist"), ([1, 28, 28], ["data.root={root}"])),
+    **dict.fromkeys(
+        ("checkerboard", "eight_gaussians", "pinwheel", "rings", "two_moons"), ([2], ["data.test_size=99"])
+    ),
+    "mnist5k": ([1, 28, 28], []),
+    "folder": ([3, 32, 32], ["data.root={images}"]),
+    "trained": ([1, 28, 28], []),
+    "own": ([1, 16, 16], ["hydra.searchpath=[file://{own}]"]),
+}
+
+
+@pytest.mark.parametrize("option", DATA)
+def test_every_data_set_in_sample_and_evaluate(option, tmp_path, request, monkeypatch):
+    (tmp_path / "mine.py").write_text(readme_block("python", "def stripes"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/own.yaml").write_text("_target_: mine.stripes\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    shape, extra = DATA[option]
+    path = untrained_run(tmp_path / "run", shape, {"_target_": "ebm.data.mnist5k"})
+    fixtures = {"root": "data_root", "images": "image_root"}
+    values = {name: request.getfixturevalue(of) for name, of in fixtures.items() if f"{{{name}}}" in "".join(extra)}
+    arguments = [f"checkpoint={path}", f"data={option}", "device=cpu"]
+    arguments += [argument.format(**values, own=tmp_path) for argument in extra]
+    result = run("sample.py", *arguments, "num_samples=2", "steps=2", f"out={tmp_path / 'samples'}")
+    assert result.returncode == 0, result.stderr
+    if len(shape) == 3:
+        result = run(
+            "sample.py", *arguments, "num_samples=2", "steps=2", "init=denoise", f"out={tmp_path / 'denoised'}"
+        )
+        assert result.returncode == 0, result.stderr
+    small = ["ood.sets=[noise,mnist]", "ood.scores=[]", "bootstrap=2", "chains.count=2", "chains.steps=16"]
+    small += ["densities.cells=9", "densities.steps=2", "ais.chains=2", "ais.temperatures=2", "ais.burn_in=1"]
+    parts = "[ood,classification,densities" + (",chains]" if len(shape) == 1 else "]")  # of images: their classifier
+    result = run(
+        "evaluate.py", *arguments, *small, f"evaluation.parts={parts}", "wandb.mode=disabled", f"out={tmp_path / 'out'}"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "auroc/noise" in json.loads((tmp_path / "out/metrics.json").read_text())
+
+
 def test_every_config_group_option_is_tested_or_needs_a_download():
     for group in ("data", "energy", "scheduler", "experiment"):
         options = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")} - {"trained"}
         assert options - set(GROUPS[group]) == ({"cifar10"} if group == "data" else set())
+    assert {path.stem for path in (ROOT / "conf/data").glob("*.yaml")} - set(DATA) == {"cifar10"}
 
 
 def test_cifar10_composes_and_says_how_to_get_it(tmp_path):
@@ -358,6 +469,7 @@ def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
     [
         ("sampler.steps=abc", ["sampler.steps", "'abc'", "integer"]),
         ("sampler.steps=-1", ["sampler.steps", "-1"]),
+        ("sampler.steps=0", ["sampler.steps", "0"]),
         ("optimizer.lr=0", ["optimizer.lr"]),
         ("optimizer.lr=nan", ["optimizer.lr"]),
         ("buffer.capacity=0", ["buffer.capacity"]),
@@ -365,6 +477,9 @@ def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
         ("loss.alpha=x", ["loss.alpha"]),
         ("energy.hidden=1.5", ["energy.hidden"]),
         ("train.batch_size=100000", ["train.batch_size", "4500"]),
+        ("buffer.capacity=1000000000000", ["buffer.capacity", "3,152,000,000,000,000 bytes"]),
+        ("energy.hidden=1000000", ["energy", "bytes"]),
+        ("data=rings energy=mlp data.train_size=1000000000000", ["data.train_size", "bytes"]),
         ("train.max_steps=0", ["train.max_steps"]),
         ("experiment=residual_finish data=mnist5k", ["RUN_DIR", "run directory"]),
         ("train.chains=129", ["train.chains", "128"]),
@@ -372,7 +487,7 @@ def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
         ("train.log_every=zero", ["train.log_every"]),
         ("device=tpu9", ["device", "tpu9"]),
         ("seed=-1", ["seed"]),
-        ("wandb.mode=loud", ["wandb.mode", "offline"]),
+        ("wandb.mode=loud", ["wandb.mode", "WANDB_MODE", "offline"]),
         ("data=folder", ["data.root"]),
         ("data=rings energy=mlp loss.contrast.weight=1", ["loss.contrast.weight", "(2,)"]),
     ],
@@ -423,6 +538,8 @@ def test_checkpoints_that_are_none(script, run_dir, tmp_path):
     "overrides, words",
     [
         (["num_samples=0"], ["num_samples"]),
+        (["num_samples=10000000000"], ["num_samples=10000000000", "bytes"]),
+        (["frames=1000000000", "steps=1000000000"], ["frames", "bytes"]),
         (["steps=ten"], ["steps", "'ten'"]),
         (["batch_size=-3"], ["batch_size"]),
         (["init=somewhere"], ["init", "noise"]),
@@ -460,6 +577,36 @@ def test_help_reads_well(script):
     assert result.returncode == 0
     for word in ("python " + script, "seed"):
         assert word in result.stdout
+
+
+def test_images_too_large_for_this_machine(image_root, tmp_path):
+    arguments = ["data=folder", f"data.root={image_root}", "data.image_size=1000000"]
+    result = run("train.py", *arguments, f"hydra.run.dir={tmp_path / 'run'}")
+    assert_one_line_error(result, "data.image_size=1000000", "72,000,000,000,000 bytes")
+
+
+@pytest.mark.parametrize(
+    "command, folder",
+    [
+        ("train.py hydra.run.dir", "file/below"),
+        ("train.py -m hydra.sweep.dir", "file"),
+        ("sample.py hydra.run.dir", "file"),
+    ],
+)
+def test_output_folders_that_cannot_be(command, folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    script, *arguments = f"{command}={tmp_path / folder}".split()
+    result = run_script(script, *arguments)
+    assert_one_line_error(result, folder)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+
+
+def test_a_directory_that_cannot_be_written_to(tmp_path):
+    for folder in ("/proc", "/proc/below"):  # root, too, can make nothing there
+        with pytest.raises(ValueError, match=f"hydra.run.dir={folder} must be a directory that can be written to"):
+            writable("hydra.run.dir", folder)
+    writable("hydra.run.dir", tmp_path / "new")
+    assert not any((tmp_path / "new").iterdir())
 
 
 def test_errors_of_a_real_command(tmp_path):
