@@ -1,15 +1,48 @@
-"""What the three scripts share at the command line: errors in one line, and the device."""
+"""What the three scripts share at the command line: errors and signals in one line, and the device.
+
+torch is imported where it is needed: the scripts import this first, so that a signal finds a handler during the seconds
+that torch takes."""
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+
+def end_at_once(number: int, frame: Any = None) -> None:
+    """A handler of signals: one line in place of a traceback, exit code 130 for Ctrl-C and 143 for SIGTERM."""
+    os.write(2, f"{signal.Signals(number).name}: stopped\n".encode())  # print might be what it interrupts
+    os._exit(128 + number)
+
+
+def unwind(number: int, frame: Any = None) -> None:
+    """As `end_at_once`, but what is open is closed and taken away first; a second signal does not wait for that."""
+    handle_signals(end_at_once)
+    os.write(2, f"{signal.Signals(number).name}: stopped\n".encode())
+    sys.exit(128 + number)
+
+
+def handle_signals(handler: Any) -> None:
+    """Give SIGINT and SIGTERM a handler. SIGUSR1, Slurm's, asks to save: until there is something, nothing happens."""
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def run_main(main: Callable[[], Any]) -> None:
+    """Run the `main` of a script, with nothing lost by a signal."""
+    handle_signals(unwind)
+    try:
+        main()
+    finally:
+        handle_signals(end_at_once)
 
 
 @contextmanager
@@ -35,8 +68,10 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str) -> "torch.device":
     """The torch device for `device` in the config: auto (CUDA, MPS or CPU, whichever is there first) or a name."""
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

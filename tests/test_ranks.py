@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY, run
+from omegaconf import OmegaConf
 from test_resume import SMALL, assert_equal, checkpoint, go, images, processes, records, resume  # noqa: F401
 
 from ebm import ranks
@@ -182,7 +183,7 @@ def test_a_sweep_under_torchrun_is_refused(monkeypatch, capsys):
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as exit:
-        train.Sweep().on_multirun_start(None)
+        train.Sweep().on_multirun_start(OmegaConf.create({"hydra": {"launcher": {}}}))
     assert exit.value.code == 2 and "-m under torchrun" in capsys.readouterr().err
 
 
