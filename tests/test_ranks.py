@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -190,8 +191,6 @@ def test_a_sweep_under_torchrun_is_refused(monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_command(tmp_path):
     """torchrun: one directory, one W&B run; what is trained is sampled from as ever."""
-    import subprocess
-
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "train.py"), *TINY]
     done = subprocess.run([*command, "train.max_steps=10", "train.log_every=5"], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
@@ -201,3 +200,28 @@ def test_the_command(tmp_path):
     assert sorted(set(steps)) == [5, 10] and checkpoint.load(run_dir)["step"] == 10
     out = f"out={tmp_path / 'out'}"
     assert run("sample.py", f"checkpoint={run_dir}", "init=buffer", "num_samples=8", "steps=2", out).returncode == 0
+
+
+@pytest.mark.slow
+def test_signals_to_torchrun(tmp_path, images):  # noqa: F811
+    """SIGUSR1 to it and its ranks, as the README has Slurm send it, saves; and ranks whose torchrun was killed end,
+    saved, by themselves."""
+    torchrun = f"trap '' USR1; exec {sys.executable} -m torch.distributed.run --nproc-per-node=2"
+    arguments = [*SMALL, images, "device=cpu", "train.max_steps=1000000", "train.log_every=1"]
+    arguments += ["train.validate_every_epochs=1000000", "train.save_every_steps=null", f"hydra.run.dir={tmp_path}/run"]
+    process = subprocess.Popen(
+        ["bash", "-c", f'{torchrun} "$@"', "bash", str(ROOT / "train.py"), *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGUSR1)
+    while checkpoint.load(tmp_path / "run")["step"] == 0:
+        assert process.poll() is None
+    process.kill()
+    assert "SIGTERM: saved at step" in process.communicate()[0]  # to the end of what the ranks have to say
+    assert checkpoint.load(tmp_path / "run")["step"] == records(tmp_path / "run")[-1]["step"]
