@@ -37,7 +37,7 @@ def handle_signals(handler: Any) -> None:
 
 
 def run_main(main: Callable[[], Any]) -> None:
-    """Run the `main` of a script, with nothing lost by a signal."""
+    """Run the `main` of a script; a signal unwinds it, so that nothing is left half."""
     handle_signals(unwind)
     try:
         main()

@@ -214,12 +214,13 @@ def test_signals_to_torchrun(tmp_path, images):  # noqa: F811
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
     metrics = tmp_path / "run/metrics.jsonl"
     while not metrics.exists() or not metrics.read_text():
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGUSR1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()  # in sessions of their own
+    for number in (process.pid, *map(int, children)):
+        os.kill(number, signal.SIGUSR1)
     while checkpoint.load(tmp_path / "run")["step"] == 0:
         assert process.poll() is None
     process.kill()
