@@ -95,8 +95,9 @@ def output_folder(out: str | None, checkpoint: str, name: str) -> Path:
 
 class Signals:
     """SIGTERM and SIGINT ask to stop, SIGUSR1 (Slurm's, before a job's time is up) to save; a second request to
-    stop ends the process at once. Where a launcher waits for SIGUSR2 to requeue the job, as submitit does, that one
-    asks to stop, to be raised again afterwards, and SIGTERM, which the launcher ignores, to save.
+    stop ends the process at once, but for torchrun's ranks. Where a launcher waits for SIGUSR2 to requeue the job, as
+    submitit does, that one asks to stop, to be raised again afterwards, and SIGTERM, which the launcher ignores, to
+    save.
 
     A context manager. `stop` is the signal's number, 0 for none; `save` is for the reader to reset.
     """
@@ -110,10 +111,10 @@ class Signals:
     def handle(self, number: int, frame: Any) -> None:
         if number not in self.stops:
             self.save = True
-        elif self.stop:
-            os._exit(128 + number)
-        else:
+        elif not self.stop:
             self.stop = number
+        elif "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun passes on to its ranks what they may have got already
+            os._exit(128 + number)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # signals are not for a sweep's worker thread

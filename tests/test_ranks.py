@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from test_resume import SMALL, assert_equal, checkpoint, go, images, processes, records, resume  # noqa: F401
 
 from ebm import ranks
+from ebm.cli import Signals
 from ebm.energies import ConvEnergy
 from ebm.losses import ContrastiveDivergence
 
@@ -154,6 +155,14 @@ def test_a_signal_to_one_rank_stops_both_and_saves(tmp_path, images):  # noqa: F
         child.join()
     assert [child.exitcode for child in children] == [143, 143]
     assert checkpoint.load(tmp_path / "run")["step"] == records(tmp_path / "run")[-1]["step"]
+
+
+def test_torchrun_passes_on_a_signal_that_its_ranks_had_already(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert signals.stop == signal.SIGTERM
 
 
 def test_two_ranks_roll_back_alike(tmp_path, images):  # noqa: F811
