@@ -3,6 +3,11 @@
 Runs of evaluations that are there already, in one table and one figure:  python evaluate.py compare=[RUN_A,RUN_B]
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from ebm.cli import end_at_once, handle_signals, run_main
+
+    handle_signals(end_at_once)
+
 import json
 import math
 import os
@@ -550,4 +555,4 @@ def main(cfg: DictConfig) -> str | None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,5 +1,10 @@
 """Draw samples from an energy, or restore images:  python sample.py checkpoint=RUN_DIR [init=denoise] [key=value …]"""
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from ebm.cli import end_at_once, handle_signals, run_main
+
+    handle_signals(end_at_once)
+
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -309,4 +314,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -2,6 +2,11 @@
 Go on with a run that was stopped or killed, bit for bit:  python train.py resume=RUN_DIR [train.epochs=100]
 Many runs:  python train.py -m key=a,b …        One run on many devices:  torchrun --nproc-per-node=2 train.py …"""
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from ebm.cli import end_at_once, handle_signals, run_main
+
+    handle_signals(end_at_once)
+
 import atexit
 import json
 import math
@@ -23,7 +28,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -583,24 +588,43 @@ class Sweep(Callback):
             writable("hydra.run.dir", config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            with one_line_errors():
+        launcher = config.hydra.launcher
+        with one_line_errors():
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
                 raise ValueError(
                     "-m under torchrun would run the whole sweep once a rank: start torchrun once a job, or leave it "
                     "out and sweep with one device a job"
                 )
-        with one_line_errors():
+            if 60 * launcher.get("timeout_min", math.inf) <= launcher.get("signal_delay_s", 0):
+                raise ValueError(
+                    f"hydra.launcher.timeout_min={launcher.timeout_min} must be more than the warning before its end, "
+                    f"hydra.launcher.signal_delay_s={launcher.signal_delay_s} seconds: no job would get on"
+                )
             writable("hydra.sweep.dir", config.hydra.sweep.dir)
+        self.jobs: dict[int, list[str]] = {}
+        note_jobs(get_class(launcher._target_), self.jobs)
         # Also where the launcher or the sweeper itself ends with an error, as Optuna's without a single whole trial:
-        atexit.register(report.sweep, Path(config.hydra.sweep.dir), config.objective)
+        atexit.register(report.sweep, Path(config.hydra.sweep.dir), config.objective, self.jobs)
         paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)  # for jobs in other processes
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         atexit.unregister(report.sweep)
         with one_line_errors():
-            if report.sweep(Path(config.hydra.sweep.dir), config.objective):
+            if report.sweep(Path(config.hydra.sweep.dir), config.objective, self.jobs):
                 sys.exit(1)
+
+
+def note_jobs(launcher: Any, jobs: dict[int, list[str]]) -> None:
+    """Let the class of a launcher note the overrides of the `jobs` that it starts, by number: no file tells of one that
+    dies before it begins, and Hydra tells nobody."""
+    launch = launcher.launch
+
+    def noted(self: Any, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
+        jobs.update(enumerate(map(list, job_overrides), initial_job_idx))
+        return launch(self, job_overrides, initial_job_idx)
+
+    launcher.launch = noted
 
 
 def forced(arguments: Sequence[str]) -> list[str]:
@@ -623,4 +647,4 @@ def main(cfg: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     sys.argv[1:] = forced(sys.argv[1:])
-    main()
+    run_main(main)

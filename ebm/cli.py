@@ -1,4 +1,8 @@
-"""What the three scripts share at the command line: errors in one line, the device, folders and printed commands."""
+"""What the three scripts share at the command line: errors and signals in one line, the device, folders and printed
+commands.
+
+torch is imported where it is needed: the scripts import this first, so that a signal finds a handler during the seconds
+that torch takes."""
 
 import os
 import re
@@ -7,12 +11,42 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+
+def end_at_once(number: int, frame: Any = None) -> None:
+    """A handler of signals: one line in place of a traceback, exit code 130 for Ctrl-C and 143 for SIGTERM."""
+    os.write(2, f"{signal.Signals(number).name}: stopped\n".encode())  # print might be what it interrupts
+    os._exit(128 + number)
+
+
+def unwind(number: int, frame: Any = None) -> None:
+    """As `end_at_once`, but what is open is closed and taken away first; a second signal does not wait for that."""
+    handle_signals(end_at_once)
+    os.write(2, f"{signal.Signals(number).name}: stopped\n".encode())
+    sys.exit(128 + number)
+
+
+def handle_signals(handler: Any) -> None:
+    """Give SIGINT and SIGTERM a handler. SIGUSR1, Slurm's, asks to save: until there is something, nothing happens."""
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def run_main(main: Callable[[], Any]) -> None:
+    """Run the `main` of a script; a signal unwinds it, so that nothing is left half."""
+    handle_signals(unwind)
+    try:
+        main()
+    finally:
+        handle_signals(end_at_once)
 
 
 @contextmanager
@@ -39,8 +73,10 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str) -> "torch.device":
     """The torch device for `device` in the config: auto (CUDA, MPS or CPU, whichever is there first) or a name."""
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -110,8 +146,9 @@ def whole_files(folder: Path) -> Iterator[Path]:
 
 class Signals:
     """SIGTERM and SIGINT ask to stop, SIGUSR1 (Slurm's, before a job's time is up) to save; a second request to
-    stop ends the process at once. Where a launcher waits for SIGUSR2 to requeue the job, as submitit does, that one
-    asks to stop, to be raised again afterwards, and SIGTERM, which the launcher ignores, to save.
+    stop ends the process at once, but for torchrun's ranks. Where a launcher waits for SIGUSR2 to requeue the job, as
+    submitit does, that one asks to stop, to be raised again afterwards, and SIGTERM, which the launcher ignores, to
+    save.
 
     A context manager. `stop` is the signal's number, 0 for none; `save` is for the reader to reset.
     """
@@ -125,10 +162,10 @@ class Signals:
     def handle(self, number: int, frame: Any) -> None:
         if number not in self.stops:
             self.save = True
-        elif self.stop:
-            os._exit(128 + number)
-        else:
+        elif not self.stop:
             self.stop = number
+        elif "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun passes on to its ranks what they may have got already
+            os._exit(128 + number)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # signals are not for a sweep's worker thread

@@ -1,6 +1,9 @@
 """One model on many devices: the processes that torchrun starts, how they agree, and how chains are dealt to them."""
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Self, TypeVar
@@ -27,6 +30,8 @@ class Ranks:
         self.rank = int(os.environ.get("RANK", 0)) if self.size > 1 else 0
         self.first = self.rank == 0
         if self.size > 1:
+            if sys.platform == "linux":  # SIGTERM when torchrun dies: nobody else would end its ranks
+                ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
 

@@ -111,10 +111,14 @@ def compare(folders: Sequence[Path], out: Path) -> None:
     print(f"{section.text()}\ntable        {out / 'compare.html'}\nfigure       {out / 'compare.png'}")
 
 
-def sweep(folder: Path, objective: str) -> int:
-    """Of a sweep's jobs, the directories in `folder` that hold a job.json: summary.csv (overrides, last metrics, why it
-    failed), samples.png, coordinates.png and summary.html with both; the table on the screen. How many jobs failed."""
+def sweep(folder: Path, objective: str, started: Mapping[int, Sequence[str]]) -> int:
+    """Of a sweep's jobs, the directories in `folder` that hold a job.json, and those `started`, by number: summary.csv
+    (overrides, last metrics, why it failed), samples.png, coordinates.png and summary.html with both; the table on the
+    screen. How many jobs failed."""
     jobs = {file.parent: json.loads(file.read_text()) for file in folder.rglob("job.json")}
+    never = {"objective": None, "error": "it ended before it began"}
+    for number in started.keys() - {job["number"] for job in jobs.values()}:
+        jobs[folder / str(number)] = never | {"number": number, "overrides": started[number]}
     jobs = dict(sorted(jobs.items(), key=lambda item: item[1]["number"]))
     if not jobs:
         return 0

@@ -4,15 +4,18 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, TINY, run
+from omegaconf import OmegaConf
 from test_resume import SMALL, assert_equal, checkpoint, go, images, processes, records, resume  # noqa: F401
 
 from ebm import ranks
+from ebm.cli import Signals
 from ebm.energies import ConvEnergy
 from ebm.losses import ContrastiveDivergence
 
@@ -154,6 +157,14 @@ def test_a_signal_to_one_rank_stops_both_and_saves(tmp_path, images):  # noqa: F
     assert checkpoint.load(tmp_path / "run")["step"] == records(tmp_path / "run")[-1]["step"]
 
 
+def test_torchrun_passes_on_a_signal_that_its_ranks_had_already(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert signals.stop == signal.SIGTERM
+
+
 def test_two_ranks_roll_back_alike(tmp_path, images):  # noqa: F811
     overrides = [*SMALL, images, "optimizer.lr=10", "train.max_steps=30", "train.log_every=5", "guard.max_rollbacks=1"]
     overrides += ["guard.warmup_steps=0", "guard.patience=1"]
@@ -182,15 +193,13 @@ def test_a_sweep_under_torchrun_is_refused(monkeypatch, capsys):
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as exit:
-        train.Sweep().on_multirun_start(None)
+        train.Sweep().on_multirun_start(OmegaConf.create({"hydra": {"launcher": {}}}))
     assert exit.value.code == 2 and "-m under torchrun" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_the_command(tmp_path):
     """torchrun: one directory, one W&B run; what is trained is sampled from as ever."""
-    import subprocess
-
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "train.py"), *TINY]
     done = subprocess.run([*command, "train.max_steps=10", "train.log_every=5"], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
@@ -200,3 +209,29 @@ def test_the_command(tmp_path):
     assert sorted(set(steps)) == [5, 10] and checkpoint.load(run_dir)["step"] == 10
     out = f"out={tmp_path / 'out'}"
     assert run("sample.py", f"checkpoint={run_dir}", "init=buffer", "num_samples=8", "steps=2", out).returncode == 0
+
+
+@pytest.mark.slow
+def test_signals_to_torchrun(tmp_path, images):  # noqa: F811
+    """SIGUSR1 to it and its ranks, as the README has Slurm send it, saves; and ranks whose torchrun was killed end,
+    saved, by themselves."""
+    torchrun = f"trap '' USR1; exec {sys.executable} -m torch.distributed.run --nproc-per-node=2"
+    arguments = [*SMALL, images, "device=cpu", "train.max_steps=1000000", "train.log_every=1"]
+    arguments += ["train.validate_every_epochs=1000000", "train.save_every_steps=null", f"hydra.run.dir={tmp_path}/run"]
+    process = subprocess.Popen(
+        ["bash", "-c", f'{torchrun} "$@"', "bash", str(ROOT / "train.py"), *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert process.poll() is None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()  # in sessions of their own
+    for number in (process.pid, *map(int, children)):
+        os.kill(number, signal.SIGUSR1)
+    while checkpoint.load(tmp_path / "run")["step"] == 0:
+        assert process.poll() is None
+    process.kill()
+    assert "SIGTERM: saved at step" in process.communicate()[0]  # to the end of what the ranks have to say
+    assert checkpoint.load(tmp_path / "run")["step"] == records(tmp_path / "run")[-1]["step"]

@@ -5,8 +5,10 @@ import os
 import re
 import resource
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -680,3 +682,45 @@ def test_a_full_disk_leaves_the_outputs_that_were_there(tmp_path, script, more):
     assert_one_line_error(result, f"{out} cannot be written (File too large)")
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+WAIT = "import pathlib, time\ndef wait(**_):\n    pathlib.Path('waiting').touch()\n    time.sleep(600)\n"
+SIGINT, SIGTERM = signal.SIGINT, signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("number", "module", "command"),
+    [
+        (SIGINT, "hydra", ["train.py"]),  # while it imports
+        (SIGTERM, "hydra", ["sample.py"]),
+        (SIGINT, "hydra", ["evaluate.py"]),
+        (SIGTERM, "waits", ["train.py", "data._target_=waits.wait"]),
+        (SIGINT, "waits", ["train.py", "-m", "data._target_=waits.wait", "seed=0,1", "hydra.sweep.dir=sweep"]),
+        (SIGINT, "waits", ["sample.py", "init=denoise", "data._target_=waits.wait"]),
+        (SIGTERM, "waits", ["evaluate.py", "data._target_=waits.wait"]),
+    ],
+)
+def test_a_signal_before_there_is_anything_to_save(tmp_path, number, module, command):
+    """One line, the exit code that shells give, and nothing left; of a sweep, the summary of what there is."""
+    (tmp_path / f"{module}.py").write_text(WAIT + "wait()\n" * (module == "hydra"))
+    script, *overrides = command
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / script), *overrides],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    while not (tmp_path / "waiting").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, error = process.communicate()
+    assert process.returncode == 128 + number and error == f"{number.name}: stopped\n"
+    left = {path.name for path in tmp_path.iterdir()} - {"waiting", f"{module}.py", "__pycache__"}
+    if "-m" in command:
+        assert left == {"sweep"} and "2 jobs, 2 failed" in out
+        assert "it was cut off" in out and "it ended before it began" in out
+    else:
+        assert left == set() and out == ""

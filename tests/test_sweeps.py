@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,6 +235,64 @@ def test_the_script_that_slurm_gets(tmp_path, images, monkeypatch):  # noqa: F81
     for option in ("partition=gpu", "gpus-per-node=1", "array=0-1%2", "time=240", "signal=USR2@120", "requeue",
                    "open-mode=append", "cpus-per-task=8", "mem=32GB"):  # fmt: skip
         assert f"#SBATCH --{option}" in lines, lines
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "shown", "queued", "over"),
+    [
+        (140, 0, 0, True, False),  # its warning came while it imported
+        (140, 20, 20, False, True),  # once more
+        (139, 0, 0, False, True),
+        (143, 1, 2, False, False),  # submitit has put it back
+    ],
+)
+def test_what_becomes_of_a_job_that_ended_badly(tmp_path, monkeypatch, code, restarts, shown, queued, over):
+    pytest.importorskip("submitit")
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho " Restarts={shown} "\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    job = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "SUBMITIT_EXECUTOR": "slurm"}
+    for key, value in (job | {"SLURM_RESTART_COUNT": str(restarts)}).items():
+        monkeypatch.setenv(key, value)
+    (tmp_path / "7_1").mkdir()
+    command = [sys.executable, "-m", "ebm.slurm", str(code), "20", f"{tmp_path}/%j"]
+    assert subprocess.run(command, cwd=ROOT).returncode == code
+    assert ("requeue 7_1" in (tmp_path / "calls").read_text()) == queued
+    assert (tmp_path / "7_1/7_1_0_result.pkl").exists() == over
+
+
+def test_a_warning_before_the_start_is_refused(tmp_path, capsys):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    assert sweep(tmp_path, "hydra/launcher=slurm", "hydra.launcher.timeout_min=2", "seed=0,1") == 2
+    assert "hydra.launcher.timeout_min=2 must be more than" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_slurm(tmp_path, images):  # noqa: F811
+    """One job is warned and one dies while they import: the first goes back into the queue (Slurm lets it wait there
+    for two minutes) and is complete, the other is named, and the command ends."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    if shutil.which("sinfo") is None or subprocess.run(["sinfo"], capture_output=True).returncode:
+        pytest.skip("no Slurm answers here")
+    overrides = [*FEW, images, "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.mem_gb=2"]
+    overrides += ["hydra.launcher.cpus_per_task=1", f"hydra.launcher.name={tmp_path.name}", "wandb.mode=disabled"]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", f"hydra.sweep.dir={tmp_path}", *overrides, "seed=0,1"]
+    process = subprocess.Popen([*command, "device=cpu"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    signals = {0: "USR2", 1: "11"}  # SIGSEGV
+    while signals and process.poll() is None:
+        squeue = subprocess.run(["squeue", "--steps", "--noheader", "--format=%i"], capture_output=True, text=True)
+        for file in tmp_path.glob(".submitit/*/*_submission.sh"):
+            for number, name in list(signals.items()):
+                job = f"{file.name.partition('_')[0]}_{number}"
+                if f"{job}.0" in squeue.stdout.split():  # its Python has just started
+                    subprocess.run(["scancel", f"--signal={name}", job], check=True)
+                    del signals[number]
+        time.sleep(0.1)
+    assert process.communicate()[0] and process.returncode == 1
+    jobs = summary(tmp_path)
+    assert [job["seed"] for job in jobs] == ["0", "1"]
+    assert [job["error"] for job in jobs] == ["", "it ended before it began"]
+    assert float(jobs[0]["objective"]) == tracking.objective(tmp_path / "0", "val/cd")
 
 
 def test_ray_runs_a_sweep(tmp_path, images):  # noqa: F811
