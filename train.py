@@ -357,6 +357,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
                 snapshot = {name: part.state_dict() for name, part in parts.items()}
                 snapshot |= {"generator": generator.get_state(), "tracker": tracker.state_dict()}
                 snapshot |= {"energy_config": energy_config, "class_shares": class_shares, "config": config}
+                snapshot |= {"class_names": dataset.class_names and dataset.class_names[:classes]}
                 snapshot |= {"healthy": guard.healthy, "step": step, "epoch": epoch}
                 if ranks.size > 1:
                     shard = {"buffer": snapshot["buffer"], "generator": snapshot["generator"], "sums": loop.sums}
