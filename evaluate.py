@@ -36,7 +36,7 @@ from ebm.data import Dataset, scaled
 from ebm.energies import labels_in_turn
 from ebm.outliers import keys_of, outliers
 from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
-from sample import Folders, dataset_of, sampler_of
+from sample import Folders, background_of, dataset_of, sampler_of
 
 OTHER_SCORES = {  # of images x whose scores are s, beside those of the training images
     "gradient_norm": lambda ev, x, s, train: metrics.gradient_norms(ev.energies[0], x, **ev.how),
@@ -135,7 +135,7 @@ def ood(ev: Evaluation) -> None:
     labels: dict[str, metrics.Array] = {}  # their scores
     for key, name in keys_of(["train", "test", *cfg.sets]).items():
         try:
-            x = outliers(name, data, root, ev.cfg.noise_std, ev.cfg.seed)
+            x = outliers(name, data, root, ev.cfg.noise_std, ev.cfg.seed, background_of(ev.cfg, ev.state))
             if len(x) < 2:
                 raise ValueError("one image has no spread")
         except Exception as error:  # whatever reading images can raise
@@ -256,7 +256,8 @@ def samples(ev: Evaluation) -> None:
     caption, labels = f"Samples after {shown} steps over their nearest training images.", ["sample", "nearest"]
     ev.draw("nearest.png", caption, figures.labelled_rows, pairs, [""] * len(some), labels)
     bars = {f"{shown} steps": shares[shown], "real images": shares["real"]}
-    ev.draw("classes.png", f"Classes of samples after {shown} steps, and of real images.", figures.histogram, bars)
+    caption = f"Classes of samples after {shown} steps, and of real images."
+    ev.draw("classes.png", caption, figures.histogram, bars, data.class_names)
     columns = {"Fréchet": f"frechet/{space}/{{}}", "kernel": f"kid/{space}/{{}}"}
     columns |= {name: f"{name}/{space}/{{}}" for name in ("precision", "recall", "density", "coverage")}
     columns |= {"entropy": "class_entropy/{}", "nearest": "nearest/{}", "copies": "copies/{}"}

@@ -7,7 +7,7 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from ebm import check, checkpoint, composition, figures, metrics, named, restoration
 from ebm.cli import one_line_errors, output_folder, pick_device, whole_files, writable
-from ebm.data import Dataset, checked_images, read_image, scaled
+from ebm.data import Dataset, checked_images, scaled
 from ebm.energies import labels_in_turn
+from ebm.images import image_files, read_image
 from ebm.sampler import SGLD, Given, chain_generators, trace_in_batches, uniform_noise
 
 # Without steps=: what restored 128 held-out training digits best with the weights that ship; denoise has its own.
@@ -44,20 +45,29 @@ def sampler_of(cfg: DictConfig, state: dict[str, Any]) -> SGLD:
         raise checkpoint.CheckpointError(f"the checkpoint's sampler cannot be built: {error}") from error
 
 
-def given_images(path: str, shape: tuple[int, ...]) -> Tensor:
-    """Images (N, *shape) in [−1, 1] of an .npz with `samples`, an .npy, or a file or folder of pictures."""
+def background_of(cfg: DictConfig, state: dict[str, Any]) -> str:
+    """The colour behind transparent pixels: that of `data=`, or of the data that the checkpoint was trained on."""
+    config = cfg.data if cfg.data._target_ is not None else state["config"].get("data", MNIST)
+    return str(config.get("background", "black"))
+
+
+def given_images(cfg: DictConfig, state: dict[str, Any]) -> Tensor:
+    """Images (N, *shape) in [−1, 1] of `images=`: an .npz with `samples`, an .npy, a picture or a folder of them."""
+    path, shape = str(cfg.images), checkpoint.input_shape(state)
     source = Path(path)
     if not source.exists():
         raise ValueError(f"images={path} does not exist: give an .npz, an .npy, a picture or a folder of them")
-    if source.suffix in (".npz", ".npy"):
+    if source.suffix in (".npz", ".npy") and source.is_file():
         try:
             array = np.load(source, allow_pickle=False)
             x = array["samples"] if source.suffix == ".npz" else array
-        except (ValueError, OSError, KeyError, EOFError) as error:
+        except Exception as error:  # whatever a torn or hostile file can make its reader raise
             raise ValueError(f"images={path} holds no array of images: {error}") from error
         return checked_images(x, shape, f"images={path}")
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    return scaled(torch.stack([read_image(file, shape[-1], shape[0]) for file in files]))
+    files = image_files(source) if source.is_dir() else [source]
+    if not files:
+        raise ValueError(f"images={path} is a folder without images")
+    return scaled(torch.stack([read_image(file, shape, background_of(cfg, state)) for file in files]))
 
 
 def dataset_of(cfg: DictConfig, state: dict[str, Any]) -> Dataset:
@@ -114,21 +124,26 @@ def source_images(cfg: DictConfig, state: dict[str, Any], generator: torch.Gener
     if len(shape) != 3:
         raise ValueError(f"init={cfg.init} takes images (channels, height, width), the energy takes {shape}")
     if cfg.images is not None:
-        return given_images(cfg.images, shape)
+        return given_images(cfg, state)
     test = dataset_of(cfg, state).test
     if cfg.num_samples > len(test):
         raise ValueError(f"num_samples must be at most the {len(test)} test images, got {cfg.num_samples}")
     return scaled(test[torch.randperm(len(test), generator=generator)[: cfg.num_samples]])
 
 
-def labels_of(cfg: DictConfig, energy: nn.Module, count: int) -> Tensor | None:
-    """The labels of `count` chains: `label=` one class, all in turn, or none, where any will do."""
+def labels_of(cfg: DictConfig, state: dict[str, Any], energy: nn.Module, count: int) -> Tensor | None:
+    """The labels of `count` chains: `label=` one class, by name or number, all in turn, or none, where any will do."""
     if cfg.label in ("all", "any"):
         return labels_in_turn(energy, count) if cfg.label == "all" else None
     classes = getattr(energy, "classes", None)
     if classes is None:
         raise ValueError(f"label={cfg.label} needs an energy with classes, which checkpoint={cfg.checkpoint} is not")
-    return torch.full((count,), check.number("label", cfg.label, 0, classes - 1, integer=True))
+    names, label = state.get("class_names") or [], cfg.label
+    if str(label) in names:  # a class called 10 goes before the tenth
+        label = names.index(str(label))
+    elif names and not isinstance(label, int):
+        raise ValueError(f"label must be all, any, a number or one of {', '.join(names[:20])}; got {label!r}")
+    return torch.full((count,), check.number("label", label, 0, classes - 1, integer=True))
 
 
 def run(
@@ -144,21 +159,29 @@ def run(
 
 
 def write(
-    cfg: DictConfig, samples: Tensor, trace: Tensor, times: list[int], columns: int = 0, labels: Tensor | None = None,
+    cfg: DictConfig,
+    samples: Tensor,
+    trace: Tensor,
+    times: list[int],
+    columns: int = 0,
+    labels: Tensor | None = None,
+    class_names: Sequence[str] = (),
     sheets: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
-) -> None:  # fmt: skip
+) -> None:
     """samples.npz of `samples` (N, *shape), pictures of them and of snapshots (T, B, *shape), and the `sheets`, which
     are drawn by file name."""
     out = output_folder(cfg.out, cfg.checkpoint, "sampling")
     arrays = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
+    names: list[str] = []
     if labels is not None and len(labels) > len(rows := labels.unique()) > 1:  # a row a class, as many of each
-        columns = int(labels.bincount()[rows].amin())
+        columns = max(1, min(int(labels.bincount()[rows].amin()), 400 // len(rows)))
         samples = torch.cat([samples[labels == label][:columns] for label in rows])
+        names = [class_names[label] if label < len(class_names) else str(label) for label in rows.tolist()[:400]]
     with whole_files(out) as aside:
         np.savez_compressed(aside / "samples.npz", **arrays)  # type: ignore[arg-type]
         if samples.dim() == 4:
             columns = columns or max(1, min(round(len(samples[:400]) ** 0.5), 20))
-            figures.grid(aside / "grid.png", samples[:400], columns)
+            figures.grid(aside / "grid.png", samples[:400], columns, names if class_names else ())
             shown = sorted({round(i * (len(trace) - 1) / cfg.snapshots) for i in range(cfg.snapshots + 1)})
             figures.strips(aside / "strips.png", trace[shown, :8], [times[i] for i in shown])
             figures.animation(aside / "chains.gif", trace[:, :64])
@@ -176,7 +199,7 @@ def draw(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Modul
     shape, count = checkpoint.input_shape(state), cfg.num_samples
     if cfg.init == "noise":
         check.memory(f"num_samples={count}", count * (4 * math.prod(shape) * 2 + 2 * GENERATOR))
-    labels = labels_of(cfg, energy, count)
+    labels = labels_of(cfg, state, energy, count)
     if cfg.init == "buffer":
         if "buffer" not in state:
             raise ValueError(f"checkpoint={cfg.checkpoint} holds no replay buffer: init=noise starts without one")
@@ -184,18 +207,18 @@ def draw(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Modul
         chosen = torch.randperm(len(chains), generator=torch.Generator().manual_seed(cfg.seed))
         if labels is not None:
             held = state["buffer"]["labels"]
-            chosen = chosen if cfg.label == "all" else chosen[held[chosen] == cfg.label]
+            chosen = chosen if cfg.label == "all" else chosen[held[chosen] == labels[0]]
             labels = held[chosen[:count]]
         if count > len(chosen):
             raise ValueError(f"num_samples must be at most the {len(chosen)} chains of the buffer, got {count}")
         x = chains[chosen[:count]]
     elif cfg.init == "images":
-        x = given_images(cfg.images, shape)
-        labels = labels_of(cfg, energy, len(x))
+        x = given_images(cfg, state)
+        labels = labels_of(cfg, state, energy, len(x))
     else:
         x = uniform_noise((count, *shape), chain_generators(cfg.seed + 1, count))
     trace, times = run(cfg, sampler, energy, x, steps, labels=labels)
-    write(cfg, trace[-1], trace, times, labels=labels)
+    write(cfg, trace[-1], trace, times, labels=labels, class_names=state.get("class_names") or ())
 
 
 def restore(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Module, levels: list[float]) -> None:

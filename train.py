@@ -320,6 +320,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
         snapshot |= {"energy_config": energy_config, "class_shares": class_shares, "data_hashes": data_hashes}
         snapshot |= {"tracker": tracker.state_dict(), "config": config, "step": loop.step, "epoch": epoch}
         snapshot |= {"healthy": guard.healthy, "pictures_due": pictures_due}
+        snapshot |= {"class_names": dataset.class_names and dataset.class_names[:classes]}
         if ranks.size > 1:
             own = {name: snapshot[name] for name in ("buffer", "generator", "default_generator")}
             shards = ranks.gather(own | {"sums": loop.sums})

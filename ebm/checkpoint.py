@@ -190,6 +190,11 @@ def _problem(state: Mapping[str, Any]) -> str:
     shares = state.get("class_shares")
     if shares is not None and not (isinstance(shares, list) and all(type(s) is float and 0 <= s <= 1 for s in shares)):
         return "class_shares are no list of shares in [0, 1]"
+    names, classes = state.get("class_names"), state["energy_config"].get("classes")
+    if names is not None and not (isinstance(names, list) and all(type(name) is str for name in names)):
+        return "class_names are no list of strings"
+    if names and type(classes) is int and len(names) > classes:
+        return f"it has {len(names)} class_names for {classes} classes"
     for key, value in state["energy"].items():
         if not isinstance(key, str) or not _is_dense(value):
             return f"weights {key} are no plain tensor"

@@ -1,16 +1,22 @@
 """Data sets in [−1, 1], whole in memory, and shuffled batches of them that can be resumed."""
 
+import inspect
+import os
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ImageColor
 from torch import Tensor
 
 from ebm import check
+from ebm.images import fitted, image_files, read_image
 
 Device = str | torch.device
 
@@ -22,8 +28,8 @@ def scaled(x: Tensor) -> Tensor:
 
 @dataclass
 class Dataset:
-    """`train` and `test` (N, *shape): bytes 0…255, or floats in [−1, 1]; labels (N,) where there are any;
-    `log_prob`, x (N, *shape) → log p(x) (N,), where the law is known."""
+    """`train` and `test` (N, *shape): bytes 0…255, or floats in [−1, 1]; labels (N,) where there are any, and the
+    names of their classes; `log_prob`, x (N, *shape) → log p(x) (N,), where the law is known."""
 
     name: str
     train: Tensor
@@ -31,6 +37,7 @@ class Dataset:
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
     log_prob: Callable[[Tensor], Tensor] | None = None
+    class_names: list[str] | None = None
 
     def __post_init__(self) -> None:
         its = f"data set {self.name}"
@@ -43,6 +50,11 @@ class Dataset:
                 raise ValueError(f"{its}: bytes or floats are accepted, got {x.dtype}")
             if x.is_floating_point() and not bool((x.abs() <= 1).all()):  # NaN fails as well
                 raise ValueError(f"{its}: values in [-1, 1] are accepted, {split} has [{x.min():g}, {x.max():g}]")
+        labels, names = self.train_labels, self.class_names
+        if names is not None and not (isinstance(names, list) and all(type(name) is str for name in names)):
+            raise ValueError(f"{its}: class_names must be a list of strings, got {names!r}")
+        if labels is not None and names is not None and int(labels.max()) >= len(names):
+            raise ValueError(f"{its}: label {int(labels.max())} has no name, class_names are {len(names)}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,76 +79,171 @@ def mnist5k() -> Dataset:
     return Dataset("mnist5k", x[~test], x[test], y[~test], y[test])
 
 
-def torchvision_dataset(name: str, root: str) -> Dataset:
-    """torchvision's MNIST, FashionMNIST, CIFAR10, … from `root`, downloaded if it is not there.
+# torchvision's data sets with one label an image: the arguments of their training and of their test split. Of those
+# that have one split a tenth is held out.
+TORCHVISION: dict[str, tuple[dict[str, Any], ...]] = {
+    **dict.fromkeys(
+        ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "EMNIST", "USPS", "CIFAR10", "CIFAR100"),
+        ({"train": True}, {"train": False}),
+    ),
+    **dict.fromkeys(
+        ("SVHN", "STL10", "GTSRB", "Food101", "Flowers102", "DTD", "Country211", "PCAM", "FER2013", "LFWPeople"),
+        ({"split": "train"}, {"split": "test"}),
+    ),
+    **dict.fromkeys(("RenderedSST2", "StanfordCars"), ({"split": "train"}, {"split": "test"})),
+    **dict.fromkeys(("OxfordIIITPet", "FGVCAircraft"), ({"split": "trainval"}, {"split": "test"})),
+    **dict.fromkeys(("ImageNet", "Imagenette", "CLEVRClassification"), ({"split": "train"}, {"split": "val"})),
+    "Places365": ({"split": "train-standard"}, {"split": "val"}),
+    "INaturalist": ({"version": "2021_train"}, {"version": "2021_valid"}),
+    **dict.fromkeys(("SEMEION", "EuroSAT", "SUN397", "Caltech101", "Caltech256", "Omniglot"), ({},)),
+}
 
-    Raises ValueError where it neither is nor can be had.
+
+def torchvision_dataset(name: str, root: str, image_size: int | None = None, split: str = "balanced") -> Dataset:
+    """torchvision's MNIST, CIFAR10, SVHN, … from `root`, downloaded if it is not there.
+
+    `image_size`: of the middle square of each image, resized; photographs of many sizes need one. `split`: EMNIST's.
+    Raises ValueError for a data set without one label an image, and where it neither is nor can be had.
     """
     import torchvision  # takes two seconds to import
 
-    kind = getattr(torchvision.datasets, str(name), None)
-    if not isinstance(kind, type):
-        raise ValueError(f"data.name must be a data set of torchvision, such as MNIST, got {name!r}")
+    check.optional("data.image_size", image_size, 1, integer=True)
+    if name not in TORCHVISION:
+        known = ", ".join(TORCHVISION)
+        raise ValueError(f"data.name must be a data set of torchvision with one label an image, got {name!r}: {known}")
+    kind = getattr(torchvision.datasets, name)
+    how: dict[str, Any] = {"split": split} if name == "EMNIST" else {}
+    if "download" in inspect.signature(kind).parameters or issubclass(kind, torchvision.datasets.MNIST):
+        how["download"] = True
+    folder = Path(root)
+    before = {path for path in (folder, *folder.parents, *folder.glob("*")) if path.exists()}
     try:
-        splits = [kind(root, train=train, download=True) for train in (True, False)]
+        parts = [kind(root, **which, **how) for which in TORCHVISION[name]]
     except Exception as error:  # whatever a download or a torn file can raise
+        for made in {folder, *folder.parents, *folder.glob("*")} - before:
+            for path, _, _ in os.walk(made, topdown=False):
+                with suppress(OSError):  # it holds something
+                    os.rmdir(path)
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{name} is neither in data.root={root} nor could it be downloaded ({why}): set data.root to a folder that "
-            f"holds it as torchvision stores it ({name}/raw/… for MNIST), or take the embedded digits, data=mnist5k"
+            f"holds it as torchvision stores it (MNIST/raw/… for MNIST), or take the embedded digits, data=mnist5k"
         ) from error
-    (x_train, x_test), (y_train, y_test) = map(images_of, splits), (torch.as_tensor(split.targets) for split in splits)
-    return Dataset(str(name), x_train, x_test, y_train, y_test)
+    splits = [images_and_labels(part, image_size) for part in parts]
+    train, test = splits if len(splits) == 2 else held_out(*splits[0], 0.1, 0)
+    classes = getattr(parts[0], "classes", getattr(parts[0], "categories", ()))
+    names = [own if isinstance(own, str) else own[0] for own in classes]  # some have several words for a class
+    return Dataset(name, train[0], test[0], train[1], test[1], class_names=names or None)
 
 
-def images_of(split: Any) -> Tensor:
-    """Bytes (N, C, H, W) of a data set of torchvision's, which has them as (N, H, W), (N, H, W, 3) or (N, 3, H, W)."""
-    x = torch.as_tensor(split.data)
-    if x.dim() == 3:
-        return x.unsqueeze(1)
-    return x if x.shape[1] == 3 else x.permute(0, 3, 1, 2).contiguous()
+def images_and_labels(split: Any, image_size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Bytes (N, C, H, W) and labels (N,) of a data set of torchvision's. Raises ValueError for images of many sizes
+    without an `image_size`, and for one that has no labels."""
+    x, labels = getattr(split, "data", None), getattr(split, "targets", getattr(split, "labels", ()))
+    if image_size is None and isinstance(x, (np.ndarray, Tensor)) and np.shape(labels) == (len(x),):
+        x = torch.as_tensor(x)  # (N, H, W), (N, H, W, 3) or (N, 3, H, W)
+        x = x.unsqueeze(1) if x.dim() == 3 else x if x.shape[1] == 3 else x.permute(0, 3, 1, 2).contiguous()
+    else:
+        pictures, labels = [], []
+        for picture, label in (split[i] for i in range(len(split))):
+            size = (picture.height, picture.width) if image_size is None else (image_size, image_size)
+            pictures.append(fitted(picture.convert("RGB"), *size))
+            labels.append(label)
+            if pictures[-1].shape != pictures[0].shape:
+                raise ValueError(f"{type(split).__name__} has images of many sizes: set data.image_size")
+        if None in labels:
+            raise ValueError(f"{type(split).__name__} as it lies there has a split without labels")
+        x = torch.stack(pictures)
+        x = x[:, :1].contiguous() if bool((x == x[:, :1]).all()) else x  # grey
+    if type(split).__name__ == "EMNIST":  # its letters lie mirrored along the diagonal
+        x = x.transpose(-1, -2).contiguous()
+    return x, torch.as_tensor(labels, dtype=torch.int64)
+
+
+def held_out(x: Tensor, labels: Tensor | None, fraction: float, seed: int) -> list[tuple[Tensor, Tensor | None]]:
+    """(images, labels) to train and to test: a random `fraction` of them, at least one."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    count = min(max(1, round(fraction * len(x))), len(x) - 1)
+    return [(x[own], None if labels is None else labels[own]) for own in (order[count:], order[:count])]
 
 
 def image_folder(
-    root: str, image_size: int = 32, channels: int = 3, test_fraction: float = 0.1, split_seed: int = 0
+    root: str,
+    image_size: int = 32,
+    channels: int = 3,
+    test_fraction: float = 0.1,
+    split_seed: int = 0,
+    background: str = "black",
+    skip_unreadable: bool = False,
 ) -> Dataset:
-    """Every image under `root`, its middle square resized to `image_size`; folders directly below are classes.
+    """Every image under `root` (see `image_files`), its middle square resized to `image_size`, as `opened` shows it.
 
-    channels 1 (grey) or 3 (RGB). A random `test_fraction` is held out, the same for the same `split_seed`.
+    channels 1 (grey) or 3 (RGB); `background` lies behind transparent pixels.
+    train/ and test/ are the splits; val/ or validation/ beside them is left out. A train/ without a test/, and a folder
+    without either, is split at random: `test_fraction` is held out, the same for the same `split_seed`.
+    The folders directly below a split are its classes where they hold more than half of its images.
+    What is left out, a line on stderr says. A file that cannot be read raises ValueError, or is left out, too, with
+    `skip_unreadable`.
     """
     check.number("data.image_size", image_size, 1, integer=True)
     check.choice("data.channels", channels, (1, 3))
     check.number("data.test_fraction", test_fraction, 0, 1, open_low=True)
     check.number("data.split_seed", split_seed, 0, integer=True)
+    check.choice("data.skip_unreadable", skip_unreadable, (True, False))
+    try:
+        ImageColor.getrgb(str(background))
+    except ValueError as error:
+        raise ValueError(f"data.background must be a colour, as black or #ffffff, got {background!r}") from error
     folder = Path(str(root))
     if not folder.is_dir():
         raise ValueError(f"data.root must be a folder of images, got {root}; the embedded set is data=mnist5k")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in Image.registered_extensions())
-    if len(paths) < 2:
-        raise ValueError(f"data.root={root} holds {len(paths)} images, at least 2 are needed")
-    check.memory(f"data.image_size={image_size}", len(paths) * channels * image_size**2)
-    x = torch.stack([read_image(path, image_size, channels) for path in paths])
-    classes = sorted({path.relative_to(folder).parts[0] for path in paths})
-    y = torch.tensor([classes.index(path.relative_to(folder).parts[0]) for path in paths])
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(split_seed))
-    held_out = min(max(1, round(test_fraction * len(x))), len(x) - 1)
-    test, train = order[:held_out], order[held_out:]
-    if len(classes) == len(paths):  # no folders below: every file a "class" of its own
-        return Dataset(folder.name, x[train], x[test])
-    return Dataset(folder.name, x[train], x[test], y[train], y[test])
+    files = image_files(folder)
+    below = {top.lower(): folder / top for top in map(partial(_top, folder), files) if top}
+    splits = [folder]
+    if "train" in below and (len(below) == 1 or below.keys() & {"test", "val", "valid", "validation"}):
+        splits = [below[split] for split in ("train", "test") if split in below]
+    found = {split: _with_classes(split, [file for file in files if split in file.parents]) for split in splits}
+    names = found[splits[0]][1]
+    for split, (_, own_names) in found.items():
+        if own_names != names:
+            raise ValueError(f"{splits[0]} has the classes {names}, {split} {own_names}: they must be the same")
+    chosen = [file for own, _ in found.values() for file in own]
+    if left_out := sorted(set(files) - set(chosen)):
+        some = ", ".join(str(file.relative_to(folder)) for file in left_out[:3]) + ", …" * (len(left_out) > 3)
+        note = "left out, for they lie beside the folders of classes or beside train/ and test/"
+        print(f"data.root={root}: {len(left_out)} of {len(files)} images {note}: {some}", file=sys.stderr)
+    check.memory(f"data.image_size={image_size}", len(chosen) * channels * image_size**2)
+    images, unreadable = {}, []
+    for file in chosen:
+        try:
+            images[file] = read_image(file, (channels, image_size, image_size), background)
+        except ValueError as error:
+            if not skip_unreadable:
+                raise ValueError(f"{error}; data.skip_unreadable=true goes on without such files") from error
+            unreadable.append(error)
+    if unreadable:
+        print(f"data.root={root}: {len(unreadable)} unreadable images left out: {unreadable[0]}", file=sys.stderr)
+    sets = []
+    for split, (own, _) in found.items():
+        own = [file for file in own if file in images]
+        least = 2 if len(splits) == 1 else 1  # two to split
+        if len(own) < least:
+            raise ValueError(f"data.root={split} holds {len(own)} images that can be read, at least {least} are needed")
+        y = torch.tensor([names.index(_top(split, file)) for file in own]) if names else None
+        sets.append((torch.stack([images[file] for file in own]), y))
+    train, test = sets if len(sets) == 2 else held_out(*sets[0], test_fraction, split_seed)
+    return Dataset(folder.name, train[0], test[0], train[1], test[1], class_names=names or None)
 
 
-def read_image(path: Path, image_size: int, channels: int) -> Tensor:
-    """The middle square of an image file, resized, as bytes (channels, image_size, image_size)."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from error
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side)).resize((image_size, image_size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).view(image_size, image_size, channels).permute(2, 0, 1).contiguous()
+def _top(folder: Path, file: Path) -> str:
+    """The folder directly below `folder` that `file` lies in; "" for none."""
+    return "" if file.parent == folder else file.relative_to(folder).parts[0]
+
+
+def _with_classes(folder: Path, files: list[Path]) -> tuple[list[Path], list[str]]:
+    """The `files` of a split, and the names of its classes; without those beside the classes where there are any."""
+    inside = [file for file in files if _top(folder, file)]
+    return (files, []) if 2 * len(inside) <= len(files) else (inside, sorted({_top(folder, file) for file in inside}))
 
 
 class Batches:
@@ -189,7 +296,12 @@ def checked_images(x: Any, shape: Sequence[int], source: str) -> Tensor:
     """`x` as float32 (N, *shape) in [−1, 1]; ValueError naming `source` where it is not."""
     if not isinstance(x, (np.ndarray, Tensor)) or tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"{source} must hold images (N, {', '.join(map(str, shape))}), got {np.shape(x)}")
-    images = torch.as_tensor(x).float()
+    if len(x) == 0:
+        raise ValueError(f"{source} holds no images")
+    try:
+        images = torch.as_tensor(x).float()
+    except TypeError as error:
+        raise ValueError(f"{source} must hold numbers, got {x.dtype}") from error
     if not bool((images.abs() <= 1).all()):
         raise ValueError(f"{source} must hold values in [-1, 1], got [{images.min():g}, {images.max():g}]")
     return images

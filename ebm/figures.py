@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 matplotlib.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
 Panels = Mapping[str, Mapping[str, Mapping[Any, Sequence[float]]]]  # [title][series][row] is (value, low, high)
@@ -26,8 +27,17 @@ def plot(path: Path, width: float, height: float, rows: int = 1, columns: int = 
     figure.savefig(path)
 
 
+def plain(text: str) -> str:
+    """`text` that others wrote, a class's name, for matplotlib: no mathematics, one line of 24 letters at most."""
+    text = " ".join(text.encode(errors="replace").decode().split()).replace("$", r"\$")
+    return text if len(text) <= 24 else text[:23] + "…"
+
+
 def pixels(x: Tensor) -> NDArray[np.uint8]:
-    """(…, C, H, W) in [−1, 1] → bytes (…, H, W, 3)."""
+    """(…, C, H, W) in [−1, 1] → bytes (…, H, W, 3). One channel is grey, three are RGB; of any other number each is a
+    grey picture of its own, one below the other with a white line between: (…, C·(H + 1) − 1, W, 3)."""
+    if x.shape[-3] not in (1, 3):
+        x = functional.pad(x, (0, 0, 0, 1), value=1).flatten(-3, -2)[..., None, :-1, :]
     x = x.detach().cpu().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return x.expand(*x.shape[:-3], 3, *x.shape[-2:]).movedim(-3, -1).numpy()
 
@@ -48,9 +58,12 @@ def _sheet(x: Tensor, columns: int, side: int) -> Image.Image:
     return Image.fromarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
-def grid(path: Path, x: Tensor, columns: int = 8) -> None:
-    """Images (N, C, H, W) in rows of `columns`, about 100 pixels an image."""
-    _sheet(x, columns, 84).save(path)
+def grid(path: Path, x: Tensor, columns: int = 8, rows: Sequence[str] = ()) -> None:
+    """Images (N, C, H, W) in rows of `columns`, about 100 pixels an image, with the names of the `rows` before them."""
+    if rows:
+        labelled_rows(path, x.unflatten(0, (-1, columns)), [""] * columns, [plain(row) for row in rows])
+    else:
+        _sheet(x, columns, 84).save(path)
 
 
 def _show(axes: Any, picture: NDArray[np.uint8], columns: Sequence[str], rows: Sequence[str]) -> None:
@@ -211,14 +224,16 @@ def by_steps(path: Path, panels: Panels, floors: Mapping[str, float]) -> None:
         axes.figure.legend(*handles, frameon=False, loc="outside lower center", ncols=len(handles[0]))
 
 
-def histogram(path: Path, shares: Mapping[str, NDArray[np.float64]]) -> None:
-    """Bars of shares per class (classes,), a colour a series."""
-    width = 0.8 / len(shares)
-    with plot(path, 5, 1.8) as ((axes,),):
+def histogram(path: Path, shares: Mapping[str, NDArray[np.float64]], names: Sequence[str] | None = None) -> None:
+    """Bars of shares per class (classes,), a colour a series, the classes' `names` below them."""
+    width, below = 0.8 / len(shares), [plain(name) for name in names or ()]
+    with plot(path, 5, 1.8 + 0.07 * max(map(len, below), default=0)) as ((axes,),):
         for i, (name, values) in enumerate(shares.items()):
             x = np.arange(len(values))
             axes.bar(x + (i - (len(shares) - 1) / 2) * width, values, width, color=f"C{i}", label=name)
         axes.set(xticks=x, xlabel="class, by the classifier", ylabel="share")
+        if below:
+            axes.set_xticks(x, below[: len(x)], rotation=90, fontsize=min(8, 250 / len(x)))
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 

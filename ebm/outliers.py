@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.transforms import functional
 
 from ebm import check
-from ebm.data import Dataset, image_folder, images_of, scaled
+from ebm.data import Dataset, images_and_labels, scaled
+from ebm.images import image_files, read_image
 from ebm.sampler import uniform_noise
 
 OTHERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -63,7 +64,9 @@ def _ends(path: str) -> list[str]:
     return [*("_".join(parts[-count:]) for count in range(1, len(parts) + 1)), path]
 
 
-def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, seed: int = 0) -> Tensor:
+def outliers(
+    name: str, dataset: Dataset, root: str, noise_std: float = 0.3, seed: int = 0, background: str = "black"
+) -> Tensor:
     """The set `name`, images (N, *shape) in [−1, 1] or bytes, made of the test images of `dataset` or read from `root`.
 
     train, test             the data set's own splits
@@ -79,7 +82,7 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
     constant                256 images of one grey each, black to white
     mnist, fashion_mnist, kmnist, omniglot, svhn, cifar10    the test split that torchvision finds in `root`; it never
                             downloads. In the data's channels and size
-    <a path with a />       a folder of images
+    <a path with a />       a folder of images, all below it, over `background` where they are transparent
 
     Every set draws from a generator of its own, so that its numbers do not depend on what else is evaluated.
     Raises ValueError for a name that is none of these and for a set that cannot be had.
@@ -94,9 +97,11 @@ def outliers(name: str, dataset: Dataset, root: str, noise_std: float = 0.3, see
         if name in OTHERS:
             return _like(_torchvision_test(OTHERS[name], root), dataset.shape)
         if not Path(name).is_dir():
-            raise ValueError("there is no such folder")
-        folder = image_folder(name, dataset.shape[-1])
-        return _like(torch.cat([folder.train, folder.test]), dataset.shape)
+            raise ValueError(f"{name} is no folder")
+        files = image_files(Path(name))
+        if len(files) < 2:
+            raise ValueError(f"{name} holds {len(files)} images, at least 2 are needed")
+        return torch.stack([read_image(file, dataset.shape, background) for file in files])
     if name in ("train", "test"):
         return getattr(dataset, name)
     x = scaled(dataset.test)
@@ -137,13 +142,14 @@ def _torchvision_test(name: str, root: str) -> Tensor:
         split = getattr(torchvision.datasets, name)(root, download=False, **which.get(name, {"train": False}))
     except (RuntimeError, OSError) as error:
         raise ValueError(f"{name} is not in {root}, where torchvision looks for it") from error
-    if name == "Omniglot":  # black strokes on white, one file an image
-        return 255 - torch.stack([functional.pil_to_tensor(image.convert("L")) for image, _ in split])
-    return images_of(split)
+    x = images_and_labels(split)[0]
+    return 255 - x if name == "Omniglot" else x  # black strokes on white
 
 
 def _like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Bytes (N, C, H, W) as bytes (N, *shape): grey or RGB, resized."""
+    """Bytes (N, C, H, W) as bytes (N, *shape): grey or RGB, resized. Raises ValueError for any other channels."""
+    if shape[0] not in (1, 3):
+        raise ValueError(f"its images are grey or RGB, the data's have {shape[0]} channels")
     if x.shape[1] == 3 and shape[0] == 1:
         x = functional.rgb_to_grayscale(x)
     elif x.shape[1] == 1 and shape[0] == 3:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 from skimage import filters, restoration
 from torch import Tensor
 from torch.nn import functional
 
 from ebm import check, metrics
+from ebm.images import opened
 
 PLACES = ("left", "right", "top", "bottom", "center")
 
@@ -37,8 +37,7 @@ def hidden_pixels(mask: str, shape: Sequence[int]) -> Tensor:
             if Path(mask).suffix == ".npy":
                 hidden = np.load(mask, allow_pickle=False)
             else:
-                with Image.open(mask) as file:
-                    hidden = np.asarray(file.convert("L")) >= 128
+                hidden = np.asarray(opened(mask, "L")) >= 128
         except (ValueError, OSError, EOFError) as error:
             raise ValueError(f"mask={mask} is no readable mask: {error}") from error
         if hidden.shape != (height, width) or hidden.dtype != bool:
