@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ebm import figures
+from ebm.cli import whole_files
 from ebm.tracking import last_values
 
 COMPARED = ("auroc", "frechet", "kid", "class_entropy", "kl", "nll", "bits_per_dim")  # the panels of a comparison
@@ -103,11 +104,13 @@ def compare(folders: Sequence[Path], out: Path) -> None:
                 panels.setdefault(panel, {}).setdefault(short[run], {})[row or panel] = triple(numbers, key)
     if not rows:
         raise ValueError("compare: the evaluations hold no numbers to compare")
-    figures.intervals(out / "compare.png", panels)
     pictures = {"compare.png": "Dots: values; lines: 95 % intervals."}
     section = Section("Comparison", ["", *short.values()], rows, [], pictures)
-    write(out / "compare.html", "Comparison", [section], {}, {})
-    (out / "compare.json").write_text(json.dumps({name: runs[run] for run, name in short.items()}, indent=2) + "\n")
+    with whole_files(out) as aside:
+        figures.intervals(aside / "compare.png", panels)
+        write(aside / "compare.html", "Comparison", [section], {}, {})
+        numbers = {name: runs[run] for run, name in short.items()}
+        (aside / "compare.json").write_text(json.dumps(numbers, indent=2) + "\n")
     print(f"{section.text()}\ntable        {out / 'compare.html'}\nfigure       {out / 'compare.png'}")
 
 
@@ -127,13 +130,6 @@ def sweep(folder: Path, objective: str, started: Mapping[int, Sequence[str]]) ->
     swept = [key for key in keys if len({values.get(key) for values in given.values()}) > 1]
     numbers = {run: last_values(run) for run in jobs}
     logged = list(dict.fromkeys(key for values in numbers.values() for key in values))
-    with open(folder / "summary.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["job", *keys, "objective", *logged, "error"])
-        for run, job in jobs.items():
-            cells = [*map(given[run].get, keys), job["objective"], *map(numbers[run].get, logged), job["error"]]
-            writer.writerow([run.name, *cells])
-
     settings = {run: [_short(given[run].get(key, "—")) for key in swept] for run in jobs}
     told = [key for key in dict.fromkeys((objective, "val/cd", "train/cd", "chain/saturation")) if key in logged]
     rows, tiles = [], {}
@@ -142,17 +138,25 @@ def sweep(folder: Path, objective: str, started: Mapping[int, Sequence[str]]) ->
         label = "\n".join([f"job {run.name}", *(f"{key}={x}" for key, x in zip(swept, settings[run], strict=True))])
         files = [*sorted(run.glob("samples/points_*.png")), *sorted(run.glob("samples/generation_*.png"))]
         tiles[label] = (files[-1] if files else None, job["error"])
-    figures.contact_sheet(folder / "samples.png", tiles)
     pictures = {"samples.png": "The last samples of every job; a red title: it failed."}
     if swept:
-        results = ["nan" if job["objective"] is None else f"{job['objective']:.4g}" for job in jobs.values()]
-        lines = [[*settings[run], result] for run, result in zip(jobs, results, strict=True)]
-        figures.parallel_coordinates(folder / "coordinates.png", [*swept, objective], lines)
         pictures = {"coordinates.png": f"Every job's overrides and its {objective}; grey: it failed."} | pictures
     failed = sum(job["error"] is not None for job in jobs.values())
     notes = [f"{len(jobs)} jobs, {failed} failed"]
     section = Section("Sweep", ["job", *swept, *told, "state"], rows, notes, pictures)
-    write(folder / "summary.html", f"Sweep {folder.name}", [section], {}, {})
+    with whole_files(folder) as aside:
+        with open(aside / "summary.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["job", *keys, "objective", *logged, "error"])
+            for run, job in jobs.items():
+                cells = [*map(given[run].get, keys), job["objective"], *map(numbers[run].get, logged), job["error"]]
+                writer.writerow([run.name, *cells])
+        figures.contact_sheet(aside / "samples.png", tiles)
+        if swept:
+            results = ["nan" if job["objective"] is None else f"{job['objective']:.4g}" for job in jobs.values()]
+            lines = [[*settings[run], result] for run, result in zip(jobs, results, strict=True)]
+            figures.parallel_coordinates(aside / "coordinates.png", [*swept, objective], lines)
+        write(aside / "summary.html", f"Sweep {folder.name}", [section], {}, {})
     print(f"{section.text()}\ntable        {folder / 'summary.csv'}\nreport       {folder / 'summary.html'}")
     return failed
 

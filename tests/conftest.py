@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,16 @@ for key in [key for key in os.environ if key.startswith("WANDB")]:
 TINY = ["energy.hidden=4", "buffer.capacity=256", "sampler.steps=2", "train.batch_size=16", "train.sample_steps=8"]
 
 
+def on_cpu(overrides: Sequence[str]) -> list[str]:
+    """The overrides, with device=cpu where they name no device: what is tested is the same where there is a GPU."""
+    return [*([] if any(override.startswith("device=") for override in overrides) else ["device=cpu"]), *overrides]
+
+
 def run_script(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     script, *rest = arguments
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *rest],
+        [sys.executable, str(ROOT / script), *on_cpu(rest)],
         cwd=cwd or ROOT,
         capture_output=True,
         text=True,
@@ -37,7 +43,7 @@ def run(script: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose(name, [override for override in overrides if not override.startswith("hydra.run.")])
+            cfg = compose(name, [o for o in on_cpu(overrides) if not o.startswith("hydra.run.")])
         try:
             if name == "train":
                 run_dir = next(Path(override[14:]) for override in overrides if override.startswith("hydra.run.dir="))

@@ -201,7 +201,9 @@ def test_a_sweep_under_torchrun_is_refused(monkeypatch, capsys):
 def test_the_command(tmp_path):
     """torchrun: one directory, one W&B run; what is trained is sampled from as ever."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "train.py"), *TINY]
-    done = subprocess.run([*command, "train.max_steps=10", "train.log_every=5"], cwd=tmp_path, capture_output=True)
+    done = subprocess.run(
+        [*command, "device=cpu", "train.max_steps=10", "train.log_every=5"], cwd=tmp_path, capture_output=True
+    )
     assert done.returncode == 0, done.stderr.decode()
     (run_dir,) = (tmp_path / "runs").glob("*/*")
     assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 1
@@ -216,7 +218,7 @@ def test_signals_to_torchrun(tmp_path, images):  # noqa: F811
     """SIGUSR1 to it and its ranks, as the README has Slurm send it, saves; and ranks whose torchrun was killed end,
     saved, by themselves."""
     torchrun = f"trap '' USR1; exec {sys.executable} -m torch.distributed.run --nproc-per-node=2"
-    arguments = [*SMALL, images, "device=cpu", "train.max_steps=1000000", "train.log_every=1"]
+    arguments = [*SMALL, images, "train.max_steps=1000000", "train.log_every=1"]
     arguments += ["train.validate_every_epochs=1000000", "train.save_every_steps=null", f"hydra.run.dir={tmp_path}/run"]
     process = subprocess.Popen(
         ["bash", "-c", f'{torchrun} "$@"', "bash", str(ROOT / "train.py"), *arguments],

@@ -21,7 +21,7 @@ from PIL import Image
 import train
 from ebm import checkpoint
 
-SMALL = ["data=folder", "data.image_size=8", "data.channels=1", "energy.hidden=2", "buffer.capacity=48"]
+SMALL = ["device=cpu", "data=folder", "data.image_size=8", "data.channels=1", "energy.hidden=2", "buffer.capacity=48"]
 SMALL += [
     "sampler.steps=2",
     "train.batch_size=16",
@@ -223,7 +223,7 @@ def test_an_energy_that_draws_goes_on_as_if_nothing_had_been(tmp_path, images, m
     (tmp_path / "own_dropout.py").write_text(DROPOUT)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    own = [*SMALL, images, "energy._target_=own_dropout.Dropped", "+energy.rate=0.5", "device=cpu"]
+    own = [*SMALL, images, "energy._target_=own_dropout.Dropped", "+energy.rate=0.5"]
     go(tmp_path / "whole", *own, "train.max_steps=20")
     torch.rand(7)  # whatever else has drawn
     go(tmp_path / "parts", *own, "train.max_steps=20", "train.save_every_steps=13")

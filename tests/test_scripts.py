@@ -642,7 +642,7 @@ def test_readme_data_and_energy_of_ones_own(tmp_path):
         "energy=quadratic",
     ]
     command += [
-        "energy=quadratic",
+        "device=cpu",
         "train.max_steps=3",
         "train.sample_steps=8",
         "buffer.capacity=256",
