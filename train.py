@@ -528,7 +528,7 @@ def start(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], goes_on: boo
             elif ranks.from_first(lambda: any(run_dir.glob("checkpoints/*.pt"))):
                 if not goes_on:
                     again = command(Path(__file__), resume=run_dir)
-                    raise ValueError(f"{run_dir} holds a run: go on with it by  {again}  or set another hydra.run.dir")
+                    raise ValueError(f"{run_dir} holds a run: go on with it ({again}) or set another hydra.run.dir")
                 cfg, state = resumed(cfg, run_dir, None)
             stopped_by = train(cfg, run_dir, ranks, state)
         finally:

@@ -355,9 +355,15 @@ def thread_pool(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-# A forked child has neither the pool's threads nor those of torch's operators, and would wait for them for ever.
-os.register_at_fork(after_in_child=thread_pool.cache_clear)
-os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
+def _after_fork() -> None:
+    """A child of a process that has sampled on threads has none of them, and none of torch's own: it would wait for
+    them for ever."""
+    if thread_pool.cache_info().currsize:
+        thread_pool.cache_clear()
+        torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def uniform_noise(shape: Sequence[int], generator: Generators) -> Tensor:

@@ -21,7 +21,7 @@ TINY = ["energy.hidden=4", "buffer.capacity=256", "sampler.steps=2", "train.batc
 
 def on_cpu(overrides: Sequence[str]) -> list[str]:
     """The overrides, with device=cpu where they name no device: what is tested is the same where there is a GPU."""
-    return [*([] if any(override.startswith("device=") for override in overrides) else ["device=cpu"]), *overrides]
+    return [*overrides, *([] if any(override.startswith("device=") for override in overrides) else ["device=cpu"])]
 
 
 def run_script(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image, TiffImagePlugin
 
 import sample
-from ebm import checkpoint, figures, outliers
+from ebm import checkpoint, figures, named, outliers
 from ebm.data import Dataset, image_folder
 from ebm.energies import ConvEnergy
 from ebm.images import opened, read_image
@@ -311,6 +311,7 @@ def stripes(channels):
 @pytest.mark.parametrize("channels", [2, 4])
 def test_any_channels_are_trained_sampled_and_evaluated(channels, tmp_path, monkeypatch):
     monkeypatch.setattr("ebm.data.mnist5k", lambda: stripes(channels))
+    monkeypatch.setitem(named.SHIPPED["data"], "ebm.data.mnist5k", lambda: stripes(channels))
     folder, quiet = tmp_path / "run", ["device=cpu", "wandb.mode=disabled"]
     small = ["energy.hidden=2", "energy.classes=3", "buffer.capacity=48", "sampler.steps=2", "train.batch_size=8"]
     limits = ["train.max_steps=2", "train.sample_steps=4"]

@@ -171,7 +171,7 @@ def test_a_second_start_does_not_touch_the_first_run(tmp_path, images, capsys, m
     for overrides in (["train.max_steps=6"], ["energy.hidden=4"]):
         with pytest.raises(SystemExit) as exit:
             go(run_dir, *SMALL, images, *overrides)
-        assert exit.value.code == 2 and f"resume={run_dir}  or set another" in capsys.readouterr().err
+        assert exit.value.code == 2 and f"resume={run_dir}) or set another hydra.run.dir" in capsys.readouterr().err
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # its cluster has put the job back into the queue
     with pytest.raises(SystemExit):
         go(run_dir, *SMALL, images, "energy.hidden=4")

@@ -325,8 +325,8 @@ def test_every_data_set_in_sample_and_evaluate(option, tmp_path, request, monkey
 def test_every_config_group_option_is_tested_or_needs_a_download():
     for group in ("data", "energy", "scheduler", "experiment"):
         options = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")} - {"trained"}
-        assert options - set(GROUPS[group]) == ({"cifar10"} if group == "data" else set())
-    assert {path.stem for path in (ROOT / "conf/data").glob("*.yaml")} - set(DATA) == {"cifar10"}
+        assert options - set(GROUPS[group]) == ({"cifar10", "torchvision"} if group == "data" else set())
+    assert {path.stem for path in (ROOT / "conf/data").glob("*.yaml")} - set(DATA) == {"cifar10", "torchvision"}
 
 
 def test_cifar10_composes_and_says_how_to_get_it(tmp_path):

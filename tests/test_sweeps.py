@@ -140,7 +140,8 @@ def test_objectives(tmp_path, monkeypatch, capsys):
         assert value == tracking.last_values(tmp_path / name.replace("/", "_"))[name] > 0
     for name, message in (("cd", "must be frechet or"), ("val/c", "was never logged"), ("frechet", "labels")):
         with pytest.raises(SystemExit):
-            go(tmp_path / "run", *SMALL, f"data.root={tmp_path}/classes/0", "train.max_steps=1", f"objective={name}")
+            folder = tmp_path / message.replace(" ", "_")
+            go(folder, *SMALL, f"data.root={tmp_path}/classes/0", "train.max_steps=1", f"objective={name}")
         assert message in capsys.readouterr().err
 
 
