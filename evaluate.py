@@ -430,8 +430,13 @@ def check_numbers(cfg: DictConfig) -> None:
     for steps in cfg.samples.steps:
         check.number("samples.steps", steps, 1, integer=True)
     for key, accepted in (("evaluation.parts", PARTS), ("ood.scores", OTHER_SCORES)):
-        for name in OmegaConf.select(cfg, key):
+        names = OmegaConf.select(cfg, key)
+        if not OmegaConf.is_list(names) or (key == "evaluation.parts" and not names):
+            raise ValueError(f"{key} must be a list of {', '.join(accepted)}, got {names!r}")
+        for name in names:
             check.choice(key, name, tuple(accepted))
+    if Path(str(cfg.evaluation.name)).name != cfg.evaluation.name:
+        raise ValueError(f"evaluation.name must be the name of a folder, got {cfg.evaluation.name!r}")
     if not OmegaConf.is_list(cfg.ood.sets):
         raise ValueError(f"ood.sets must be a list of names, got {cfg.ood.sets!r}")
     keys_of(cfg.ood.sets)
@@ -479,7 +484,7 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
         if len(x) < 2:
             raise ValueError(f"data set {dataset.name}: one {split} image has no spread, at least 2 are needed")
     sub = "" if number is None or (cfg.out is None and checkpoint.is_run(paths[0])) else f"/{number}"
-    out = output_folder(cfg.out and cfg.out + sub, paths[0], f"evaluation/{cfg.evaluation.name}{sub}")
+    out = output_folder(cfg.out and f"{cfg.out}{sub}", paths[0], f"evaluation/{cfg.evaluation.name}{sub}")
     with whole_files(out) as aside:
         ev = Evaluation(cfg, states[0], energies, dataset, sampler_of(cfg, states[0]), device, aside)
         for part in cfg.evaluation.parts:
@@ -526,6 +531,8 @@ def evaluate_or_compare(cfg: DictConfig, number: int | None = None) -> str:
     if cfg.compare is None:
         return str(evaluate(cfg, number))
     given = cfg.compare if OmegaConf.is_list(cfg.compare) else [cfg.compare]
+    if not given:
+        raise ValueError("compare must be a list of evaluations, or of runs that have one, got []")
     report.compare([Path(str(path)) for path in given], output_folder(cfg.out, ".", "evaluation/compare"))
     return ""
 

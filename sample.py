@@ -62,7 +62,8 @@ def given_images(cfg: DictConfig, state: dict[str, Any]) -> Tensor:
             array = np.load(source, allow_pickle=False)
             x = array["samples"] if source.suffix == ".npz" else array
         except Exception as error:  # whatever a torn or hostile file can make its reader raise
-            raise ValueError(f"images={path} holds no array of images: {error}") from error
+            # numpy's own words may be advice to trust the file
+            raise ValueError(f"images={path} holds no array of images ({type(error).__name__})") from error
         return checked_images(x, shape, f"images={path}")
     files = image_files(source) if source.is_dir() else [source]
     if not files:
@@ -170,6 +171,10 @@ def write(
 ) -> None:
     """samples.npz of `samples` (N, *shape), pictures of them and of snapshots (T, B, *shape), and the `sheets`, which
     are drawn by file name."""
+    if not bool(torch.isfinite(samples).all()):
+        raise ValueError(
+            "samples are not finite: the steps diverge; lower sampler.step_size, or set sampler.grad_clamp and bounds"
+        )
     out = output_folder(cfg.out, cfg.checkpoint, "sampling")
     arrays = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
     names: list[str] = []
@@ -187,7 +192,9 @@ def write(
             figures.animation(aside / "chains.gif", trace[:, :64])
         for name, draw_sheet in sheets.items():
             draw_sheet(aside / name)
-    print(f"samples      {out / 'samples.npz'}  {tuple(arrays['samples'].shape)} in [-1, 1]")
+    print(
+        f"samples      {out / 'samples.npz'}  {arrays['samples'].shape} in [{samples.min():.3g}, {samples.max():.3g}]"
+    )
     if samples.dim() == 4:
         print(f"pictures     {' '.join(str(out / name) for name in ('grid.png', 'strips.png', 'chains.gif'))}")
     for name in sheets:
@@ -300,6 +307,7 @@ def sample(cfg: DictConfig) -> None:
         raise ValueError(f"init=images and images=FILE go together, got init={cfg.init} images={cfg.images}")
     if cfg.label not in ("all", "any") and cfg.init not in ("noise", "buffer", "images"):
         raise ValueError(f"label={cfg.label} is for init=noise, buffer or images; init={cfg.init} takes E(x)")
+    output_folder(cfg.out, cfg.checkpoint, "sampling")  # refused before the work
     state = checkpoint.load(cfg.checkpoint)
     sampler = sampler_of(cfg, state)
     energy = composed_energy(cfg, state).to(pick_device(cfg.device))
@@ -321,7 +329,7 @@ class Folders(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with one_line_errors():
-            Path(config.hydra.run.dir).mkdir(parents=True, exist_ok=True)
+            writable("hydra.run.dir", config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with one_line_errors():

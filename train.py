@@ -8,6 +8,7 @@ if __name__ == "__main__":  # first, for the other imports take seconds
     handle_signals(end_at_once)
 
 import atexit
+import fcntl
 import json
 import math
 import os
@@ -17,7 +18,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -76,7 +78,10 @@ class Loop:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        for name, value in vars(self).items():
+            if type(state[name]) is not type(value):
+                raise TypeError(f"loop.{name} is {state[name]!r}")
+        vars(self).update({name: state[name] for name in vars(self)})
 
 
 def check_numbers(cfg: DictConfig) -> None:
@@ -202,7 +207,13 @@ def restore(
 ) -> None:
     """Give the parts and the generators their states back. Raises CheckpointError where one does not fit."""
     try:
+        if not isinstance(state["tracker"], dict):
+            raise TypeError("tracker is no dict")
         state = dealt(state, ranks, parts["buffer"].capacity, generator)
+        groups = parts["optimizer"].state_dict()["param_groups"]  # settings are the run's, not the file's
+        lr = state["optimizer"]["param_groups"][0]["lr"]  # of the last step
+        groups[0]["lr"] = check.number("its optimizer's lr", lr, 0)
+        state["optimizer"] = {"state": state["optimizer"]["state"], "param_groups": groups}
         for name, part in parts.items():
             part.load_state_dict(state[name])
         parts["batches"].generator.set_state(state["order_generator"])  # alone, the one generator
@@ -251,6 +262,8 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     loss_function = instantiate(cfg.loss, _convert_="all")
     scheduler = instantiate(cfg.scheduler)
     guard: Guard = instantiate(cfg.guard)
+    if cfg.data._target_ is None:
+        raise ValueError("data=trained is for sample.py and evaluate.py: give a data set to train on")
     dataset: Dataset = ranks.in_turn(lambda: instantiate(cfg.data))
     if cfg.objective == "frechet" and not (features.has_classes(dataset) and len(dataset.test) > 1):
         raise ValueError(
@@ -309,7 +322,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     pictures_due = bool(
         state and state.get("pictures_due")
     )  # it was cut off after it was saved and before they were drawn
-    save_now = state is None  # a run can always be resumed, and rolled back
+    save_now = True  # a run can always be resumed, with the limits of this start, and rolled back
     saved_at = time.monotonic()
     x_data = x_model = torch.empty(0)  # of the last step
     y_model: Tensor | None = None
@@ -473,36 +486,39 @@ def resumed(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] | None) -> 
     newest whole checkpoint. Raises ValueError, with what differs, for what would make it another run."""
     if not (run_dir / "config.yaml").is_file():
         raise ValueError(f"resume={run_dir} is not the directory of a run: it has no config.yaml")
+    if links := [path.name for path in run_dir.iterdir() if path.is_symlink()]:
+        raise ValueError(
+            f"resume={run_dir} would write where links lead: {', '.join(links)}; put what they lead to there"
+        )
     state = checkpoint.load(run_dir)
     if "loop" not in state:
         raise ValueError(f"resume={run_dir}: its checkpoint holds an energy, but no state to go on from")
     given = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    ours: Any = given if overrides is None else run_config(run_dir / "config.yaml")
+    ours: Any = given
+    if overrides is not None:
+        try:
+            named.check_config(state["config"])
+        except ValueError as error:
+            raise ValueError(f"resume={run_dir}: its configuration is refused: {error}") from error
+        ours = OmegaConf.create(state["config"])
     for key in given.keys() - ours.keys():  # of an older run
         ours[key] = given[key]
     for override in overrides or []:
         key = override.partition("=")[0].lstrip("+~")
-        if OmegaConf.select(ours, key, default=ours) is ours:
-            raise ValueError(f"resume={run_dir} goes on with the run's own configuration: leave out {override}")
+        if override.startswith("~") or OmegaConf.select(ours, key, default=ours) is ours:
+            given_as = override.removeprefix("++")
+            raise ValueError(f"resume={run_dir} goes on with the run's own configuration: leave out {given_as}")
         OmegaConf.update(ours, key, OmegaConf.select(given, key), merge=False)
     ours.resume = None
+    ours.wandb.dir, ours.cache = given.wandb.dir, given.cache  # the file does not choose where else is written
+    if unknown := ours.wandb.keys() - given.wandb.keys():
+        raise ValueError(f"resume={run_dir}: its wandb has settings that there are none of: {', '.join(unknown)}")
     was, now = flat(state["config"]), flat(OmegaConf.to_container(ours))
     changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     refused = [f"{k} is {was.get(k)} there and {now.get(k)} here" for k in changed if not MAY_CHANGE.fullmatch(k)]
     if refused:
         raise ValueError(f"resume={run_dir} would be another run: {'; '.join(refused)}")
     return DictConfig(ours), state
-
-
-def run_config(file: Path) -> DictConfig:
-    """The configuration in a run's file. Raises ValueError where it is none, or names what it may not."""
-    try:
-        config: Any = OmegaConf.load(file)
-        plain: Any = OmegaConf.to_container(config)
-        named.check_config(plain)
-    except Exception as error:  # whatever a parser of YAML can raise
-        raise ValueError(f"{file} is not the configuration of a run: {error}") from error
-    return config
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -516,9 +532,10 @@ def start(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], goes_on: boo
     """Train or resume, on all ranks in the first one's directory; the objective. Exits after a signal to stop.
 
     A run that the directory holds already is refused, unless it `goes_on`: then its configuration must be `cfg`."""
-    with Ranks(cfg.rank_timeout_minutes) as ranks:
-        hydras, run_dir = run_dir, ranks.from_first(lambda: run_dir)
-        try:
+    hydras = run_dir
+    try:
+        with Ranks(cfg.rank_timeout_minutes) as ranks, ExitStack() as held:
+            run_dir = ranks.from_first(lambda: run_dir)
             if hydras != run_dir:
                 remove_if_empty(hydras)
             state = None
@@ -530,14 +547,31 @@ def start(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], goes_on: boo
                     again = command(Path(__file__), resume=run_dir)
                     raise ValueError(f"{run_dir} holds a run: go on with it ({again}) or set another hydra.run.dir")
                 cfg, state = resumed(cfg, run_dir, None)
+            if ranks.first:
+                held.enter_context(alone_in(run_dir))
             stopped_by = train(cfg, run_dir, ranks, state)
-        finally:
-            remove_if_empty(hydras)
+    finally:
+        remove_if_empty(hydras)
     if stopped_by == signal.SIGUSR2:
         signal.raise_signal(stopped_by)  # the launcher's own handler puts the job back into its queue
     if stopped_by:
         sys.exit(128 + stopped_by)
     return tracking.objective(run_dir, cfg.objective)
+
+
+@contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """ValueError where another process trains in this directory. The lock goes with the process, however it ends."""
+    folder = os.open(run_dir, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of a file system without locks
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{run_dir} is being trained by another process: stop that one first") from None
+        yield
+    finally:
+        os.close(folder)
 
 
 def remove_if_empty(run_dir: Path) -> None:
@@ -563,10 +597,11 @@ def job_of_sweep(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], numbe
     job: dict[str, Any] = {"number": number, "overrides": list(overrides), "objective": None, "error": "it was cut off"}
     with one_line_errors():
         if before.get("overrides", job["overrides"]) != job["overrides"]:
+            atexit.unregister(report.sweep)  # the summary there is the other sweep's
             raise ValueError(f"{run_dir} holds another job already (job.json says which): set another hydra.sweep.dir")
     if before.get("objective") is not None:
         return before["objective"]
-    file.write_text(json.dumps(job))
+    checkpoint.write_whole(file, json.dumps(job).encode())
     try:
         cfg.wandb.group = cfg.wandb.group or "/".join(run_dir.parts[-3:-1])  # DATE/TIME
         cfg.wandb.name = cfg.wandb.name or " ".join(overrides)

@@ -61,6 +61,8 @@ class ReplayBuffer:
             if class_shares is None:
                 raise ValueError("buffer.fresh_labels=data needs an energy with classes (energy.classes)")
             self.class_shares = torch.tensor(class_shares, device=generator.device)
+        if augment is not None and not isinstance(augment, Mapping):
+            raise ValueError(f"buffer.augment must be settings of random_affine and a probability, got {augment!r}")
         self.affine = dict(augment or {})
         self.augment_probability = check.number("buffer.augment.probability", self.affine.pop("probability", 0.0), 0, 1)
         check_affine("buffer.augment", self.affine)
@@ -142,7 +144,9 @@ class ReplayBuffer:
         self.size, self.front = size, front
         for name in OF_CHAINS:
             getattr(self, name)[:size] = state[name]
-        means = state["class_means"]
+        means, ours = state["class_means"], self.class_means
+        if means is not None and (ours is None or means.shape != ours.shape):
+            raise ValueError("the buffer's class means are those of other data")
         self.class_means = None if means is None else means.to(self.chains.device)
 
 

@@ -1,7 +1,7 @@
 """Checks of plain values, so that every constructor refuses bad input in the same words."""
 
 import os
-from math import inf, isfinite
+from math import inf
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ def number(
     `key` is the config key to name. Raises ValueError with what was given and what is accepted.
     """
     kinds: tuple[type, ...] = (int,) if integer else (int, float)
-    valid = isinstance(value, kinds) and not isinstance(value, bool) and isfinite(value)  # type: ignore[arg-type]
+    valid = isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < inf  # type: ignore[arg-type]
     if valid and (low < value if open_low else low <= value) and value <= high:
         return value
     accepted = "an integer" if integer else "a number"

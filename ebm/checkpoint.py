@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,6 +20,7 @@ from ebm import named
 
 FORMAT = 1
 WEIGHTS = Path(__file__).with_name("weights")  # that ship with the package, each beside its figures
+VALUES = 10**6  # at most, in a checkpoint
 MARK = b"sha256:"  # and 64 hexadecimal digits: the comment at the end of the zip file that a checkpoint is
 
 
@@ -86,7 +88,7 @@ def save_run(folder: Path, state: dict[str, Any], keep: int, best: bool, numbere
 
 def healthy(folder: Path) -> list[Path]:
     """The checkpoints step_….pt of `folder`, which were healthy when they were taken, oldest first."""
-    return sorted(folder.glob("step_[0-9]*.pt"), key=step_of)
+    return sorted((file for file in folder.glob("step_*.pt") if file.stem[5:].isdecimal()), key=step_of)
 
 
 def step_of(file: Path) -> int:
@@ -137,9 +139,9 @@ def load_file(file: Path) -> dict[str, Any]:
             f"{file} does not exist: give a run directory, a checkpoint file or weights that ship: {names}"
         )
     try:
-        content = file.read_bytes()
-        _check_container(content)
+        content = _stored(file.read_bytes())
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = _plain(state, Left(VALUES, len(content)))
     except Exception as error:  # whatever a hostile file can make its readers raise
         told = isinstance(error, (ValueError, RuntimeError, OSError, zipfile.BadZipFile)) and str(error).strip()
         # torch's own words for anything else are advice to trust the file
@@ -147,6 +149,8 @@ def load_file(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is torn or not a checkpoint: {reason}") from error
     if isinstance(state, dict) and "pytorch-lightning_version" in state:
         state = _from_tutorial(file, state)
+    elif not content.startswith(b"PK"):  # such a file may claim memory that it does not fill
+        raise CheckpointError(f"{file} is not a checkpoint of plain-ebm: it has torch's format before 1.6")
     elif not isinstance(state, dict) or "energy_config" not in state or "energy" not in state:
         raise CheckpointError(f"{file} is not a checkpoint of plain-ebm: it holds no energy")
     elif state.get("format") != FORMAT:
@@ -158,20 +162,60 @@ def load_file(file: Path) -> dict[str, Any]:
     return state
 
 
-def _check_container(content: bytes) -> None:
-    """ValueError for a zip file other than torch.save writes it, or with another checksum than it says it has."""
+def _stored(content: bytes) -> bytes:
+    """The content of a checkpoint for torch to read: of a zip file its entries, stored anew, for torch may find others
+    than Python does. ValueError for one that is not as torch.save writes it, or has another checksum than it says."""
     body, mark, digest = content[: -len(MARK) - 64], content[-len(MARK) - 64 : -64], content[-64:]
     if mark == MARK and hashlib.sha256(body).hexdigest().encode() != digest:
         raise ValueError("its checksum does not fit its content")
-    if not content.startswith(b"PK\x03\x04"):
-        return  # torch's format before 1.6, as the tutorial's weights have it; or nothing that torch.load takes
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("it is compressed, as no checkpoint is")
-        size = sum(entry.file_size for entry in entries)
-        if size > len(content):
-            raise ValueError(f"it declares {size} bytes of content in a file of {len(content)}")
+    pickles = [content]
+    if content.startswith(b"PK\x03\x04"):  # else torch's format before 1.6, as the tutorial's weights have it
+        stored = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(stored, "w") as copy:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("it is compressed, as no checkpoint is")
+            size = sum(entry.file_size for entry in entries)
+            if size > len(content):
+                raise ValueError(f"it declares {size} bytes of content in a file of {len(content)}")
+            for entry in entries:
+                copy.writestr(entry.filename, archive.read(entry))
+            pickles = [archive.read(entry) for entry in entries if entry.filename.endswith(".pkl")]
+        content = stored.getvalue()
+    if any(b"bytearray" in pickled for pickled in pickles):  # of any size, from nothing; torch allows it
+        raise ValueError("it holds other things than tensors and plain values")
+    return content
+
+
+@dataclass
+class Left:
+    """What a file may hold yet: values, and bytes of tensors."""
+
+    values: int
+    bytes: int
+
+
+def _plain(value: Any, left: Left) -> Any:
+    """`value` without what a file may hide in it: dicts, lists, tensors and plain values alone, without attributes, and
+    not more than are in the file. Raises ValueError where there is something else."""
+    left.values -= 1
+    if left.values < 0:
+        raise ValueError("it holds too many values")
+    if isinstance(value, dict):
+        if not all(type(key) in (str, int) for key in dict.keys(value)):
+            raise ValueError("it holds a key that is neither a word nor a number")
+        return {key: _plain(item, left) for key, item in dict.items(value)}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, left) for item in value)
+    if type(value) is Tensor:
+        is_plain = not vars(value) and _is_dense(value)
+        left.bytes -= value.numel() * value.element_size() if is_plain else 0
+        if left.bytes < 0 or not is_plain:
+            raise ValueError("a tensor of it is not plain, or claims more than is in the file")
+        return value.detach()
+    if value is None or type(value) in (bool, float, str) or (type(value) is int and abs(value) < 2**64):
+        return value
+    raise ValueError(f"it holds a {type(value).__name__}, which is no plain value")
 
 
 def _problem(state: Mapping[str, Any]) -> str:
@@ -245,7 +289,8 @@ def build_energy(state: dict[str, Any], source: str | Path = "checkpoint", modul
     most = max(65536, sum(value.numel() for value in weights.values()))
     try:
         kind, config = named.energy(state["energy_config"], modules)
-        if any(isinstance(size, int) and size > most for size in config.values()):
+        sizes = [size for value in config.values() for size in (value if isinstance(value, list) else [value])]
+        if any(isinstance(size, int) and size > most for size in sizes):
             raise ValueError(f"a size in {config} is larger than the number of its weights")
         with torch.device("meta"):  # a file that lies about its sizes does not get the memory for them
             differences = _differences(kind(**config).state_dict(), weights)

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -43,6 +44,8 @@ def handle_signals(handler: Any) -> None:
 def run_main(main: Callable[[], Any]) -> None:
     """Run the `main` of a script; a signal unwinds it, so that nothing is left half."""
     handle_signals(unwind)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII's has no σ
     try:
         main()
     finally:
@@ -62,7 +65,8 @@ def one_line_errors() -> Iterator[None]:
         cause = cause_of(error)
         if cause is error and not (isinstance(error, (ValueError, OSError)) or missing or no_memory):
             raise
-        print("error:", *str(cause).split(), "(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
+        line = "".join(c if c.isprintable() else "?" for c in " ".join(str(cause).split()))  # files' names are in it
+        print(f"error: {line[:2000]} (HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
         sys.exit(2)
 
 
@@ -81,6 +85,8 @@ def pick_device(name: str) -> "torch.device":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise TypeError("no such device")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         why = str(error).splitlines()[0]
@@ -117,6 +123,8 @@ def command(script: Path, **settings: Path) -> str:
 
 def output_folder(out: str | None, checkpoint: str, name: str) -> Path:
     """The directory `out`; by default `name` in the run directory `checkpoint`, or here."""
+    if out is not None and not isinstance(out, str):
+        raise ValueError(f"out must be a directory, got {out!r}")
     is_run = (Path(str(checkpoint)) / "checkpoints").is_dir()
     folder = Path(out) if out is not None else Path(str(checkpoint) if is_run else "") / name
     if folder.exists() and not folder.is_dir():
@@ -164,6 +172,7 @@ class Signals:
             self.save = True
         elif not self.stop:
             self.stop = number
+            os.write(2, f"\n{signal.Signals(number).name}: finishing and saving; once more ends at once\n".encode())
         elif "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun passes on to its ranks what they may have got already
             os._exit(128 + number)
 

@@ -28,8 +28,8 @@ class Composed(nn.Module):
         shapes: set[Any] = {energy.shape for energy in energies if hasattr(energy, "shape")}
         if len(shapes) > 1:
             raise ValueError(f"energies of one image shape compose, got {' and '.join(map(str, sorted(shapes)))}")
-        weights = [1.0] * len(energies) if weights is None else list(weights)
-        if not energies or len(weights) != len(energies):
+        weights = [1.0] * len(energies) if weights is None else weights
+        if not isinstance(weights, Sequence) or not energies or len(weights) != len(energies):
             raise ValueError(f"weights must be a number for each of the {len(energies)} energies, got {weights}")
         self.combine = check.choice("combine", combine, ("and", "or"))
         for weight in weights:

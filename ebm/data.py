@@ -285,9 +285,10 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError where `state` is that of batches of other images."""
         order, position = state["order"], state["position"]
-        if len(order) and not torch.equal(order.sort().values, torch.arange(len(self.x))):
+        begun = position != self.steps_per_epoch or len(order)
+        if begun and not torch.equal(order.sort().values, torch.arange(len(self.x))):
             raise ValueError(f"the data order is not one of the {len(self.x)} training images")
-        if not 0 <= position <= self.steps_per_epoch:
+        if type(position) is not int or not 0 <= position <= self.steps_per_epoch:
             raise ValueError(f"the position in the epoch is {position} of {self.steps_per_epoch}")
         self.order, self.position = order.to(self.x.device), position
 

@@ -116,7 +116,10 @@ def cached_classifier(
     file = (Path(cache) if cache else cache_folder()) / f"classifier-{name}.pt"
     net = untrained(dataset, 0, device)
     try:
-        net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        if not all(bool(value.isfinite().all()) for value in weights.values()):
+            raise ValueError("its weights are not finite")
+        net.load_state_dict(weights)
         net.eval().requires_grad_(False)
     except Exception:  # missing, torn, another layout: whatever loading can raise
         net = train_classifier(dataset, device=device)

@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ebm.images import opened
+
 matplotlib.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
 Panels = Mapping[str, Mapping[str, Mapping[Any, Sequence[float]]]]  # [title][series][row] is (value, low, high)
 
@@ -274,7 +276,7 @@ def contact_sheet(path: Path, tiles: Mapping[str, tuple[Path | None, str | None]
             axes.set_axis_off()
         for axes, (label, (file, error)) in zip(grid.flat, tiles.items(), strict=False):
             if file:
-                axes.imshow(np.asarray(Image.open(file).convert("RGB")))
+                axes.imshow(np.asarray(opened(file, "RGB")))
             else:
                 what = textwrap.fill(error or "no samples", 36)[:400]
                 axes.text(0.5, 0.5, what, ha="center", va="center", fontsize=6)

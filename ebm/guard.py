@@ -146,4 +146,10 @@ class Guard:
         return copy.deepcopy({name: getattr(self, name) for name in EVOLVES})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises TypeError where `state` holds other kinds of values than a guard's."""
+        for name in EVOLVES:
+            if type(state[name]) is not type(getattr(self, name)):
+                raise TypeError(f"guard.{name} is {state[name]!r}")
+        if state["strikes"].keys() != self.strikes.keys() or not all(len(pair) == 2 for pair in state["rollbacks"]):
+            raise TypeError("the guard's strikes or rollbacks are others")
         vars(self).update(copy.deepcopy({name: state[name] for name in EVOLVES}))

@@ -23,6 +23,8 @@ def image_files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     link that leads nowhere or to a folder that it lies in; `above` are those.
     """
     real = folder.resolve()
+    if len(above) > 100:
+        raise ValueError(f"{folder} lies more than 100 folders deep")
     if real in above:
         raise ValueError(f"{folder} leads back to {real}, in which it lies: take that loop of links out")
     files = []
@@ -33,7 +35,7 @@ def image_files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
             raise ValueError(f"{path} is a link that leads nowhere")
         if path.is_dir():
             files += image_files(path, (*above, real))
-        elif path.suffix.lower() in SUFFIXES:
+        elif path.is_file() and path.suffix.lower() in SUFFIXES:
             files.append(path)
     return sorted(files)
 
@@ -53,6 +55,8 @@ def opened(path: str | Path, mode: str, background: str = "black") -> Image.Imag
     cannot be read, has too many pixels to decode, or values whose range cannot be told: 32-bit integers, other floats.
     """
     try:
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:

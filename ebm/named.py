@@ -21,6 +21,7 @@ from ebm.optim import ExponentialDecay, PolynomialDecay, adam
 from ebm.sampler import SGLD
 
 Part = Callable[..., Any]
+INSTALLED = {"site-packages", "dist-packages"}  # folders of packages that somebody else wrote
 SHIPPED: dict[str, dict[str, Part]] = {
     "energy": {
         "ebm.energies.ConvEnergy": ConvEnergy,
@@ -76,18 +77,19 @@ def energy(config: Mapping[str, Any], modules: Sequence[str] = ()) -> tuple[type
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """ValueError for the configuration of a run, read from its file, with a part that neither ships nor lies in a
-    folder of PYTHONPATH, or with other than plain values."""
+    """ValueError for the configuration of a run, read from its file, with a part that neither ships nor is the user's
+    own, in a folder of PYTHONPATH where nothing is installed, or with other than plain values."""
+    folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    own = [folder for folder in folders if not INSTALLED & {*Path(folder).resolve().parts}]
     for group, value in config.items():
-        name = str(value["_target_"]) if isinstance(value, dict) and "_target_" in value else ""
-        if name and name not in SHIPPED.get(group, {}):
+        name = str(value.get("_target_")) if isinstance(value, dict) else ""
+        if group in SHIPPED and name not in SHIPPED[group]:
             package = name.partition(".")[0]
-            own = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
             ours = ("ebm", "train", "sample", "evaluate")  # in a sweep PYTHONPATH has their folder, too
             if package in (*ours, *sys.stdlib_module_names) or PathFinder.find_spec(package, own) is None:
                 raise ValueError(f"{group}._target_={name} neither ships nor lies in a folder of PYTHONPATH")
             _defined(name)
-        _settings(group, value if isinstance(value, dict) else {group: value})
+        _settings(group, value if isinstance(value, dict) and group in SHIPPED else {group: value})
 
 
 def _settings(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def _is_installed(module: str) -> bool:
     file = getattr(sys.modules[module], "__file__", None)
     folders = Path(file).parts if file else ()
     package = module.partition(".")[0]
-    return package in ("ebm", *sys.stdlib_module_names) or bool({"site-packages", "dist-packages"} & {*folders})
+    return package in ("ebm", *sys.stdlib_module_names) or bool(INSTALLED & {*folders})
 
 
 def _defined(name: str) -> Part:

@@ -123,7 +123,7 @@ def dealt(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.G
     }  # older files have one
     shards = state.get("shards", [_shard(buffer, sums=state["loop"]["sums"], **drawn)])
     sizes = [shard["size"] for shard in shards]
-    if sum(sizes) != len(buffer["chains"]):
+    if min(sizes) < 0 or sum(sizes) != len(buffer["chains"]):
         raise ValueError(f"its {len(shards)} ranks had {sum(sizes)} chains, the buffer holds {len(buffer['chains'])}")
     places = [sum(sizes[:i]) + torch.arange(size) for i, size in enumerate(sizes)]
     if len(shards) == ranks.size:

@@ -84,9 +84,14 @@ def compare(folders: Sequence[Path], out: Path) -> None:
     runs = {}
     for folder in folders:
         files = [file for pattern in ("metrics.json", "evaluation/*/metrics.json") for file in folder.glob(pattern)]
+        files = [file for file in files if file.is_file()]
         if not files:
             raise ValueError(f"compare: {folder} holds no metrics.json of an evaluation: run it first")
-        runs[folder] = json.loads(max(files, key=lambda file: file.stat().st_mtime_ns).read_text())
+        file = max(files, key=lambda file: file.stat().st_mtime_ns)
+        try:
+            runs[folder] = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"compare: {file} holds no numbers of an evaluation: {error}") from error
     paths = {run: Path(numbers.get("checkpoint", run)) for run, numbers in runs.items()}
     if len(set(paths.values())) < len(paths):  # one checkpoint evaluated in several ways
         paths = {run: run for run in runs}
@@ -110,7 +115,7 @@ def compare(folders: Sequence[Path], out: Path) -> None:
         figures.intervals(aside / "compare.png", panels)
         write(aside / "compare.html", "Comparison", [section], {}, {})
         numbers = {name: runs[run] for run, name in short.items()}
-        (aside / "compare.json").write_text(json.dumps(numbers, indent=2) + "\n")
+        (aside / "compare.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n")
     print(f"{section.text()}\ntable        {out / 'compare.html'}\nfigure       {out / 'compare.png'}")
 
 

@@ -81,7 +81,7 @@ class SGLD:
                 raise ValueError(f"sampler.bounds must have low < high, got {bounds!r}")
             bounds = (low, high)
         self.bounds = bounds
-        self.threads = check.optional("sampler.threads", threads, 1, integer=True)
+        self.threads = check.optional("sampler.threads", threads, 1, 1024, integer=True)
         self.backend = check.choice("sampler.backend", backend, ("auto", "eager", "compile", "cuda_graph"))
         # What the last graphs were recorded from, and they: recording one takes as long as some hundred steps.
         self._recorded: tuple[Any, dict[tuple[int, bool], Steps]] = (None, {})

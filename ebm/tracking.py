@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -27,7 +28,10 @@ def last_values(run_dir: Path) -> dict[str, float]:
     the middle of a line."""
     file = run_dir / "metrics.jsonl"
     lines = file.read_text().split("\n")[:-1] if file.is_file() else []
-    return {key: value for line in lines for key, value in json.loads(line).items() if not isinstance(value, str)}
+    try:
+        return {key: value for line in lines for key, value in json.loads(line).items() if not isinstance(value, str)}
+    except ValueError as error:
+        raise ValueError(f"{file} holds a line that is no record: {error}") from error
 
 
 def objective(run_dir: Path, key: str) -> float:
@@ -96,8 +100,12 @@ class Tracker:
         self.wandb_dir: Path | None = None  # the W&B run's directory (offline: what `wandb sync` takes)
         self.url: str | None = None  # where the run can be looked at, if W&B has it already
         self.checkpoint = check.choice("wandb.checkpoint", settings.get("checkpoint", False), (True, False))
-        self.rows = state["rows"] if state else 0  # W&B's own step: what the server has already, it drops
-        self.wandb_id = state["wandb_id"] if state else None
+        self.rows: int = state["rows"] if state else 0  # W&B's own step: what the server has already, it drops
+        self.wandb_id: str | None = state["wandb_id"] if state else None
+        if self.wandb_id is not None and not re.fullmatch(r"[\w-]{1,64}", self.wandb_id, re.ASCII):
+            raise ValueError(f"{self.wandb_id!r} is no id of a W&B run, as the checkpoint's should be")
+        if state and (type(state["bytes"]) is not int or state["bytes"] < 0 or type(self.rows) is not int):
+            raise ValueError(f"{state['bytes']!r} is no place in metrics.jsonl, or {self.rows!r} no row of W&B's")
         online = _mode(settings) == "online"
         resume = "allow" if self.wandb_id and online else None  # offline, the id alone does it
         more = {"id": self.wandb_id, "allow_val_change": True, "resume": resume}
@@ -110,7 +118,10 @@ class Tracker:
             for key, summary in SUMMARIES.items():
                 self.run.define_metric(key, step_metric="step", summary=summary)
         self.file: IO[bytes] = open(run_dir / "metrics.jsonl", "ab") if writes else TemporaryFile()  # noqa: SIM115 — see __exit__
-        self.file.truncate(min(state["bytes"], self.file.tell()) if state else 0)
+        if state and self.file.tell() < state["bytes"]:  # it was cut off: up to its last whole line
+            self.file.truncate((run_dir / "metrics.jsonl").read_bytes().rfind(b"\n") + 1)
+        else:
+            self.file.truncate(state["bytes"] if state else 0)
 
     def log(self, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
         """One record of `numbers` under their names, with `step` and `epoch`; NaN and infinity raise ValueError."""

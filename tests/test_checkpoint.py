@@ -7,6 +7,7 @@ import resource
 import struct
 import zipfile
 import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,14 @@ def with_weights(**weights):
     return state | {"energy": state["energy"] | {name.replace("__", "."): value for name, value in weights.items()}}
 
 
+def nested(depth):
+    """A list of a list twice, of which … : it has 2^depth numbers and takes the room of `depth`."""
+    value = [1]
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
 HOSTILE = {
     "not finite": lambda: with_weights(layers__11__bias=torch.tensor([float("nan")])),
     "float64": lambda: with_weights(layers__11__bias=torch.zeros(1, dtype=torch.float64)),
@@ -185,7 +194,7 @@ HOSTILE = {
     "extra is unknown": lambda: with_weights(extra=torch.zeros(1)),
     "missing": lambda: conv() | {"energy": {}},
     "no plain tensor": lambda: with_weights(layers__11__bias=[0.0]),
-    "weights layers.0.weight are no": lambda: with_weights(layers__0__weight=torch.zeros(1).expand(10**6, 10**6)),
+    "claims more than is in the file": lambda: with_weights(layers__0__weight=torch.zeros(1).expand(10**6, 10**6)),
     "energy is list": lambda: conv() | {"energy": [1]},
     "holds no energy": lambda: {"config": {}},
     "format 99": lambda: conv() | {"format": 99},
@@ -212,6 +221,12 @@ HOSTILE = {
     "plain values.*_target_": lambda: conv(hidden={"_target_": "os.getpid"}),
     "plain values.*in a list": lambda: conv(hidden=[{"_target_": "in a list"}]),
     "plain values.*tensor": lambda: conv(hidden=torch.ones(())),
+    "too many values": lambda: conv(hidden=nested(60)),
+    "a key that is neither": lambda: conv() | {"config": {(1, 2): 3}},
+    "a Size, which is no plain value": lambda: conv(shape=torch.Size([1, 8, 8])),
+    "a complex, which is no plain value": lambda: conv(hidden=1j),
+    "a bytearray|other things": lambda: conv(hidden=bytearray(8)),
+    "a size in": lambda: conv(shape=[1, 2**60, 2**60]),
     "plain values.*oc.env": lambda: conv(hidden="${oc.env:HOME}"),
     "config.data is list": lambda: conv() | {"config": {"data": ["os.system"]}},
     "config.sampler is str": lambda: conv() | {"config": {"sampler": "os.system"}},
@@ -223,6 +238,43 @@ HOSTILE = {
     "2 class_shares for None classes": lambda: conv() | {"class_shares": [0.5, 0.5]},
     "buffer is no dict": lambda: conv() | {"buffer": 1},
 }
+
+
+class WithItems:
+    """Unpickled, it is a dict with a method of the file's own."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def __reduce__(self):
+        return OrderedDict, (list(self.weights.items()),), {"items": torch.Size}
+
+
+def test_attributes_that_a_file_gives_its_dicts_do_not_hide_what_is_in_them(tmp_path):
+    state = with_weights(layers__11__bias=torch.tensor([float("nan")]))
+    state["energy"] = WithItems(state["energy"])
+    torch.save({"format": checkpoint.FORMAT} | state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_energy(tmp_path / "a.pt")
+
+
+def test_torch_and_python_read_the_same_entries(tmp_path):
+    """A zip file with a second directory, in which an entry is compressed: the last one counts, for both."""
+    save(tmp_path / "a.pt", tiny())
+    content = (tmp_path / "a.pt").read_bytes()
+    bomb = rezipped(content, lambda name, data: (data, zipfile.ZIP_DEFLATED))
+    (tmp_path / "b.pt").write_bytes(bomb + content)
+    try:
+        assert load(tmp_path / "b.pt")["step"] == 0
+    except CheckpointError as error:
+        assert "torn or not a checkpoint" in str(error)
+    assert torch.load(io.BytesIO(checkpoint._stored(content)), weights_only=True)["step"] == 0
+
+
+def test_the_format_before_zip_files_is_the_tutorials_alone(tmp_path):
+    torch.save({"format": checkpoint.FORMAT} | tiny(), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"format before 1\.6"):
+        load(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("reason", HOSTILE)

@@ -207,7 +207,90 @@ def test_a_key_that_the_run_does_not_have(tmp_path, images, capsys):
     go(tmp_path / "run", *SMALL, images, "train.max_steps=2")
     with pytest.raises(SystemExit):
         resume(tmp_path / "run", "train.max_stesp=9")
-    assert "leave out ++train.max_stesp=9" in capsys.readouterr().err
+    assert "leave out train.max_stesp=9" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        resume(tmp_path / "run", "~wandb")
+    assert "leave out ~wandb" in capsys.readouterr().err
+
+
+HOSTILE_STATES = {
+    "loop.step is 'x'": {"loop": {"step": "x"}},
+    "loop.best is None": {"loop": {"best": None}},
+    "guard.rollbacks is 5": {"guard": {"rollbacks": 5}},
+    "strikes or rollbacks are others": {"guard": {"strikes": {}}},
+    "position in the epoch is 0.5": {"batches": {"position": 0.5}},
+    "not one of the 72 training images": {"batches": {"order": torch.zeros(0, dtype=torch.int64), "position": 0}},
+    "class means are those of other data": {"buffer": {"class_means": torch.zeros(3)}},
+    "ranks had": {"shards": [{"size": 10**12, "front": 0}, {"size": -(10**12), "front": 0}]},
+    "KeyError('tracker')": {"tracker": None},
+    "no place": {"tracker": {"bytes": -5}},
+    "'x' is no id of a W&B run": {"tracker": {"wandb_id": "$(x)"}},
+}
+
+
+@pytest.mark.parametrize("reason", HOSTILE_STATES)
+def test_states_of_other_kinds_are_refused_in_one_line(tmp_path, tmp_path_factory, images, capsys, reason):
+    base = tmp_path_factory.getbasetemp() / "hostile"
+    if not base.exists():
+        go(base, *SMALL, images, "train.max_steps=2")
+    shutil.copytree(base, tmp_path / "run")
+    state = checkpoint.load(tmp_path / "run")
+    for key, value in HOSTILE_STATES[reason].items():
+        state[key] = state[key] | value if isinstance(value, dict) else value
+    checkpoint.save(tmp_path / "run/checkpoints/last.pt", state)
+    with pytest.raises(SystemExit) as exit:
+        resume(tmp_path / "run", "train.max_steps=4")
+    assert exit.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()[-1]) < 2000
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "message"),
+    [
+        ("", None, "would write where links lead: metrics.jsonl"),
+        ("wandb", {"fork_from": "x"}, "its wandb has settings that there are none of: fork_from"),
+        ("scheduler", {"_target_": "torch.hub.load", "gamma": 1}, "neither ships nor lies in a folder of PYTHONPATH"),
+        ("scheduler", None, "neither ships"),
+        ("data", {"root": {"_target_": "os.getcwd"}}, "plain values"),
+        ("cache", "${oc.env:HOME}", "plain values"),
+    ],
+)
+def test_a_run_directory_of_others_writes_and_calls_nothing_else(
+    tmp_path, images, capsys, monkeypatch, group, value, message
+):
+    go(tmp_path / "run", *SMALL, images, "train.max_steps=2")
+    victim, last = tmp_path / "victim", tmp_path / "run/checkpoints/last.pt"
+    victim.write_text("precious")
+    if group:
+        state = checkpoint.load(last)
+        old = state["config"][group]
+        state["config"][group] = old | value if isinstance(value, dict) else value
+        checkpoint.save(last, state)
+    else:
+        (tmp_path / "run/metrics.jsonl").unlink()
+        (tmp_path / "run/metrics.jsonl").symlink_to(victim)
+    monkeypatch.setenv("PYTHONPATH", str(Path(torch.__file__).parents[1]))  # as clusters' modules set it
+    with pytest.raises(SystemExit) as exit:
+        resume(tmp_path / "run", "train.max_steps=4")
+    assert exit.value.code == 2 and message in capsys.readouterr().err
+    assert victim.read_text() == "precious"
+
+
+def test_one_process_at_a_time(tmp_path, images, capsys):
+    go(tmp_path / "run", *SMALL, images, "train.max_steps=2")
+    with train.alone_in(tmp_path / "run"), pytest.raises(SystemExit) as exit:
+        resume(tmp_path / "run", "train.max_steps=4")
+    assert exit.value.code == 2 and "is being trained by another process" in capsys.readouterr().err
+    resume(tmp_path / "run", "train.max_steps=4")
+
+
+def test_metrics_that_were_cut_off_lose_the_torn_line_alone(tmp_path, images):
+    go(tmp_path / "run", *SMALL, images, "train.max_steps=4")
+    file = tmp_path / "run/metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines)[:-9])
+    resume(tmp_path / "run", "train.max_steps=8")
+    assert file.read_bytes().splitlines(keepends=True)[: len(lines) - 1] == lines[:-1]
+    assert records(tmp_path / "run")[-1]["step"] == 8
 
 
 DROPOUT = """
