@@ -20,7 +20,7 @@ from ebm import named
 
 FORMAT = 1
 WEIGHTS = Path(__file__).with_name("weights")  # that ship with the package, each beside its figures
-VALUES = 10**6  # at most, in a checkpoint
+VALUES = 10**5  # at most, in a checkpoint
 MARK = b"sha256:"  # and 64 hexadecimal digits: the comment at the end of the zip file that a checkpoint is
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from test_resume import SMALL, assert_equal, assert_same_run, checkpoint, go, images, records, resume  # noqa: F401
 
-import ebm.data
 from ebm.guard import TESTS, Guard
 
 DIGITS = [override for override in SMALL if not override.startswith("data")]
@@ -24,12 +23,6 @@ DIVERGING = {
     "noise_score": [*BARS, "optimizer.lr=1e-1"],
     "fresh_chains": [*DIGITS, "optimizer.lr=1e-2"],
 }
-
-
-@pytest.fixture(autouse=True)
-def digits_read_once(monkeypatch, digits=[]):  # noqa: B006 — the cache is meant
-    digits.extend([] if digits else [ebm.data.mnist5k()])
-    monkeypatch.setattr(ebm.data, "mnist5k", lambda: digits[0])
 
 
 def events(run_dir):

@@ -324,7 +324,7 @@ def test_what_fails_at_the_end_loses_nothing(tmp_path, images, monkeypatch, what
         with pytest.raises(ZeroDivisionError):
             go(tmp_path / "run", *more)
     assert checkpoint.load(tmp_path / "run")["step"] == 8
-    resume(tmp_path / "run")  # the pictures and the distance are still due
+    resume(tmp_path / "run", f"cache={tmp_path / 'cache'}")  # the pictures and the distance are still due
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert records(tmp_path / "run")[-1]["frechet"] > 0
 

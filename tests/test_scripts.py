@@ -573,6 +573,7 @@ def test_data_of_another_size_is_refused(run_dir, tmp_path):
     assert_one_line_error(result, "(1, 9, 9)", "(1, 28, 28)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
 def test_help_reads_well(script):
     result = run_script(script, "--help")
@@ -587,6 +588,7 @@ def test_images_too_large_for_this_machine(image_root, tmp_path):
     assert_one_line_error(result, "data.image_size=1000000", "72,000,000,000,000 bytes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command, folder",
     [
@@ -695,9 +697,16 @@ SIGINT, SIGTERM = signal.SIGINT, signal.SIGTERM
         (SIGTERM, "hydra", ["sample.py"]),
         (SIGINT, "hydra", ["evaluate.py"]),
         (SIGTERM, "waits", ["train.py", "data._target_=waits.wait"]),
-        (SIGINT, "waits", ["train.py", "-m", "data._target_=waits.wait", "seed=0,1", "hydra.sweep.dir=sweep"]),
-        (SIGINT, "waits", ["sample.py", "init=denoise", "data._target_=waits.wait"]),
-        (SIGTERM, "waits", ["evaluate.py", "data._target_=waits.wait"]),
+        pytest.param(
+            SIGINT,
+            "waits",
+            ["train.py", "-m", "data._target_=waits.wait", "seed=0,1", "hydra.sweep.dir=sweep"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            SIGINT, "waits", ["sample.py", "init=denoise", "data._target_=waits.wait"], marks=pytest.mark.slow
+        ),
+        pytest.param(SIGTERM, "waits", ["evaluate.py", "data._target_=waits.wait"], marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_before_there_is_anything_to_save(tmp_path, number, module, command):
