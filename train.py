@@ -197,9 +197,9 @@ def frechet(energy: nn.Module, sampler: SGLD, dataset: Dataset, cfg: DictConfig,
 
 def default_generator(device: torch.device) -> torch.Generator:
     """torch's own generator of the device: dropout takes no other."""
-    return (
-        torch.cuda.default_generators[torch.cuda.current_device()] if device.type == "cuda" else torch.default_generator
-    )
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device()]
+    return torch.default_generator
 
 
 def restore(
@@ -319,9 +319,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
             raise ValueError(f"resume={run_dir} is complete at step {loop.step}: set train.epochs, max_steps or "
                              "max_minutes to more to go on longer")  # fmt: skip
     maintained = loop.step  # a checkpoint is taken after the maintenance of its step: that is not done again
-    pictures_due = bool(
-        state and state.get("pictures_due")
-    )  # it was cut off after it was saved and before they were drawn
+    pictures_due = bool(state and state.get("pictures_due"))  # it was cut off between its last save and their drawing
     save_now = True  # a run can always be resumed, with the limits of this start, and rolled back
     saved_at = time.monotonic()
     x_data = x_model = torch.empty(0)  # of the last step

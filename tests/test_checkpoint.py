@@ -63,6 +63,14 @@ def test_keeps_the_last_healthy_ones_and_the_best(tmp_path):
     assert steps == {"last.pt": 50, "best.pt": 20, "step_000030.pt": 30, "step_000040.pt": 40}
 
 
+def test_other_files_beside_the_checkpoints(tmp_path):
+    save_run(tmp_path, tiny(step=3), keep=2, best=False, numbered=True)
+    (tmp_path / "step_1x.pt").write_text("")
+    (tmp_path / ".last.pt.123.part").write_text("of a process that was killed")
+    save_run(tmp_path, tiny(step=4), keep=1, best=False, numbered=True)
+    assert names(tmp_path) == {"last.pt", "step_000004.pt", "step_1x.pt"}
+
+
 def test_without_hard_links(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("none here")))
     save_run(tmp_path, tiny(step=3), keep=2, best=True, numbered=True)

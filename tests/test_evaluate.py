@@ -175,6 +175,9 @@ def test_constant_and_nan_energies_are_errors_and_leave_nothing(runs: list[Path]
         ("densities.cells=1000000", "densities.cells=1000000 takes 64,000,000,000,000 bytes"),
         ("ais.temperatures=1000000000000", "ais.temperatures=1000000000000 takes"),
         ("evaluation.parts=[fid]", "evaluation.parts must be one of"),
+        ("evaluation.parts=[]", "evaluation.parts must be a list"),
+        ("evaluation.name=../x", "evaluation.name must be the name of a folder"),
+        ("ood.scores=5", "ood.scores must be a list"),
         ("chains.steps=abc", "chains.steps must be an integer"),
     ],
 )

@@ -1,5 +1,6 @@
 """Images as people have them: data=folder, images= and ood.sets= of folders with what else lies there."""
 
+import os
 import re
 import struct
 import zlib
@@ -15,7 +16,7 @@ import sample
 from ebm import checkpoint, figures, named, outliers
 from ebm.data import Dataset, image_folder
 from ebm.energies import ConvEnergy
-from ebm.images import opened, read_image
+from ebm.images import image_files, opened, read_image
 from ebm.restoration import hidden_pixels
 
 GREY = Dataset("grey", torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
@@ -371,3 +372,10 @@ def test_long_names_are_cut_in_pictures(tmp_path):
     figures.histogram(tmp_path / "h.png", {"real": np.ones(3) / 3}, ["a" * 300, "$x^$", "c\nd\udcff"])
     with Image.open(tmp_path / "h.png") as picture:
         assert picture.height < picture.width
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert image_files(tmp_path) == []
+    with pytest.raises(ValueError, match=r"a\.png is not a readable image: it is no file"):
+        read_image(tmp_path / "a.png", (1, 8, 8))

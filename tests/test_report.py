@@ -2,6 +2,7 @@ import base64
 import re
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from ebm import report
@@ -23,3 +24,12 @@ def test_page_needs_nothing_else_and_escapes(tmp_path: Path) -> None:
 def test_text_table_is_aligned() -> None:
     section = report.Section("t", ["set", "AUROC"], [["a", "0.5"], ["longer", "1.25"]], ["note"], {})
     assert section.text() == "set     AUROC\na         0.5\nlonger   1.25\nnote"
+
+
+@pytest.mark.parametrize("text", ["[]", "nothing", '{"auroc/x": NaN}', "{}"])
+def test_what_is_no_evaluation_is_not_compared(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/metrics.json").write_text(text)
+    with pytest.raises(ValueError):
+        report.compare([tmp_path / "a"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

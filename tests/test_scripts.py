@@ -551,7 +551,11 @@ def test_checkpoints_that_are_none(script, run_dir, tmp_path):
         (["init=images", "images={tmp}/out_of_range.npz"], ["out_of_range.npz", "[-1, 1]"]),
         (["init=buffer", "num_samples=100000"], ["num_samples", "256"]),
         (["sampler.step_size=-1"], ["sampler.step_size"]),
+        (["steps=2", "sampler.noise_std=1e39", "sampler.bounds=null"], ["not finite", "sampler.step_size"]),
         (["out={tmp}/wrong_size.npz"], ["out", "directory"]),
+        (["out=5"], ["out", "directory"]),
+        (["weights=2"], ["weights"]),
+        (["device=meta"], ["device", "meta"]),
     ],
 )
 def test_sample_refuses(overrides, words, run_dir, tmp_path):
