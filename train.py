@@ -532,7 +532,7 @@ def start(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], goes_on: boo
     A run that the directory holds already is refused, unless it `goes_on`: then its configuration must be `cfg`."""
     hydras = run_dir
     try:
-        with Ranks(cfg.rank_timeout_minutes) as ranks, ExitStack() as held:
+        with Ranks(cfg.rank_timeout_minutes, cfg.device) as ranks, ExitStack() as held:
             run_dir = ranks.from_first(lambda: run_dir)
             if hydras != run_dir:
                 remove_if_empty(hydras)

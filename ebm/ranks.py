@@ -22,9 +22,10 @@ class Ranks:
     method returns what it is given.
 
     timeout_minutes  a rank that has waited so long for another ends with an error, > 0
+    device           cpu, where no rank is to touch a GPU that is there
     """
 
-    def __init__(self, timeout_minutes: float = 30) -> None:
+    def __init__(self, timeout_minutes: float = 30, device: str = "auto") -> None:
         check.number("rank_timeout_minutes", timeout_minutes, 0, open_low=True)
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0)) if self.size > 1 else 0
@@ -32,7 +33,7 @@ class Ranks:
         if self.size > 1:
             if sys.platform == "linux":  # SIGTERM when torchrun dies: nobody else would end its ranks
                 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            backend = "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
 
     def device(self, device: torch.device) -> torch.device:
