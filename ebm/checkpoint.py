@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -193,6 +193,7 @@ class Left:
 
     values: int
     bytes: int
+    storages: set[int] = field(default_factory=set)  # counted already: tied weights lie in one
 
 
 def _plain(value: Any, left: Left) -> Any:
@@ -208,11 +209,13 @@ def _plain(value: Any, left: Left) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_plain(item, left) for item in value)
     if type(value) is Tensor:
-        is_plain = not vars(value) and _is_dense(value)
-        left.bytes -= value.numel() * value.element_size() if is_plain else 0
-        if left.bytes < 0 or not is_plain:
-            raise ValueError("a tensor of it is not plain, or claims more than is in the file")
-        return value.detach()
+        if not vars(value) and _is_dense(value):
+            storage = value.untyped_storage()
+            left.bytes -= 0 if storage.data_ptr() in left.storages else storage.nbytes()
+            left.storages.add(storage.data_ptr())
+            if left.bytes >= 0:
+                return value.detach()
+        raise ValueError("a tensor of it is not plain, or claims more than is in the file")
     if value is None or type(value) in (bool, float, str) or (type(value) is int and abs(value) < 2**64):
         return value
     raise ValueError(f"it holds a {type(value).__name__}, which is no plain value")

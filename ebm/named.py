@@ -62,9 +62,10 @@ def energy(config: Mapping[str, Any], modules: Sequence[str] = ()) -> tuple[type
     imported already and is no installed package's."""
     name = str(config.get("_target_"))
     module = name.rpartition(".")[0]
+    trusted = [modules] if isinstance(modules, str) else modules
     if name in SHIPPED["energy"]:
         kind: Any = SHIPPED["energy"][name]
-    elif module in modules or (module in sys.modules and not _is_installed(module)):
+    elif module in trusted or (module in sys.modules and not _is_installed(module)):
         kind = _defined(name)
     else:
         raise ValueError(

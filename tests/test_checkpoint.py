@@ -279,6 +279,12 @@ def test_torch_and_python_read_the_same_entries(tmp_path):
     assert torch.load(io.BytesIO(checkpoint._stored(content)), weights_only=True)["step"] == 0
 
 
+def test_tied_weights_are_in_the_file_once(tmp_path):
+    weight = torch.ones(1000)
+    save(tmp_path / "a.pt", tiny(more=[weight, weight, weight]))
+    assert [x.sum() for x in load(tmp_path / "a.pt")["more"]] == [1000] * 3
+
+
 def test_the_format_before_zip_files_is_the_tutorials_alone(tmp_path):
     torch.save({"format": checkpoint.FORMAT} | tiny(), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=r"format before 1\.6"):
@@ -302,7 +308,7 @@ def test_an_energy_of_ones_own_is_taken_from_a_module_that_is_named_or_imported(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for modules in ((), ("my_own", "energy")):
+    for modules in ((), ("my_own", "energy"), "my_own_energy_of_another"):
         with pytest.raises(CheckpointError, match=r"name it: modules=\[my_own_energy\]"):
             load_energy(tmp_path / "a.pt", modules=modules)
     assert not proof.exists()
