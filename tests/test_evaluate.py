@@ -47,7 +47,7 @@ def run(*overrides: str) -> dict[str, Any]:
 
 
 def script(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPO / "evaluate.py"), "device=cpu", *overrides]
+    command = [sys.executable, str(REPO / "evaluate.py"), *overrides, "device=cpu"]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
