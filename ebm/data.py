@@ -1,7 +1,6 @@
 """Data sets in [−1, 1], whole in memory, and shuffled batches of them that can be resumed."""
 
 import inspect
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -123,14 +122,15 @@ def torchvision_dataset(name: str, root: str, image_size: int | None = None, spl
     if "download" in inspect.signature(kind).parameters or issubclass(kind, torchvision.datasets.MNIST):
         how["download"] = True
     folder = Path(root)
-    before = {path for path in (folder, *folder.parents, *folder.glob("*")) if path.exists()}
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]  # the innermost first
+    before = set(folder.glob("*"))
     try:
         parts = [kind(root, **which, **how) for which in TORCHVISION[name]]
     except Exception as error:  # whatever a download or a torn file can raise
-        for made in {folder, *folder.parents, *folder.glob("*")} - before:
-            for path, _, _ in os.walk(made, topdown=False):
-                with suppress(OSError):  # it holds something
-                    os.rmdir(path)
+        made = sorted(path for new in {*folder.glob("*")} - before for path in (new, *new.rglob("*")) if path.is_dir())
+        for path in (*reversed(made), *missing):
+            with suppress(OSError):  # it holds something
+                path.rmdir()
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{name} is neither in data.root={root} nor could it be downloaded ({why}): set data.root to a folder that "
