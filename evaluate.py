@@ -4,7 +4,7 @@ Runs of evaluations that are there already, in one table and one figure:  python
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
-    from ebm.cli import end_at_once, handle_signals, run_main
+    from ebm.running.cli import end_at_once, handle_signals, run_main
 
     handle_signals(end_at_once)
 
@@ -30,13 +30,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import ebm
-from ebm import ais, check, checkpoint, densities, features, figures, metrics, report, tracking
-from ebm.cli import cause_of, one_line_errors, output_folder, pick_device, whole_files
+from ebm import check, densities
 from ebm.data import Dataset, scaled
-from ebm.energies import labels_in_turn
-from ebm.outliers import keys_of, outliers
-from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
-from sample import Folders, background_of, dataset_of, sampler_of
+from ebm.energies import labels_in_proportion
+from ebm.evaluation import ais, features, figures, metrics, report
+from ebm.evaluation.outliers import keys_of, outliers
+from ebm.files import whole_files
+from ebm.running import checkpoint, tracking, trained
+from ebm.running.cli import cause_of, one_line_errors, output_folder, pick_device
+from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
+from ebm.sampling.sgld import SGLD
+from sample import Folders, background_of, dataset_of
 
 OTHER_SCORES = {  # of images x whose scores are s, beside those of the training images
     "gradient_norm": lambda ev, x, s, train: metrics.gradient_norms(ev.energies[0], x, **ev.how),
@@ -118,7 +122,7 @@ class Evaluation:
         """Chains `x` after `steps` steps, of these labels or none, on the CPU."""
         generators = chain_generators(self.cfg.seed, len(x), self.device)
         how = (self.cfg.batch_size, steps, steps, labels)
-        return trace_in_batches(self.sampler, self.energies[0], x, generators, *how)[-1]
+        return trace_in_batches(self.sampler.trace, self.energies[0], x, generators, *how)[-1]
 
     @cached_property
     def classifier(self) -> tuple[features.Classifier, dict[str, Any]]:
@@ -200,7 +204,7 @@ def samples(ev: Evaluation) -> None:
         ev.skipped["samples/inception"] = "no weights of torch-fidelity's Inception were given (samples.inception)"
     else:
         spaces[f"inception-n{count}"] = features.Inception(cfg.inception).to(ev.device)
-    in_turn = labels_in_turn(ev.energies[0], count)
+    in_turn = labels_in_proportion(ev.energies[0], count)
     starts = {"": (ev.noise(count), in_turn)}
     held = ev.state["buffer"]["chains"] if "buffer" in ev.state else torch.empty(0)
     if len(held) >= count:
@@ -351,7 +355,7 @@ def plane(ev: Evaluation) -> None:
         ev.put("nll/truth", -float(data.log_prob(data.test).double().mean()))
         panels["density of the data"] = log_p.exp()
     panels = {title: values.view(cfg.cells, -1) for title, values in panels.items()}
-    drawn = ev.sampled(ev.noise(4096), labels_in_turn(ev.energies[0], 4096), cfg.steps)
+    drawn = ev.sampled(ev.noise(4096), labels_in_proportion(ev.energies[0], 4096), cfg.steps)
     panels |= {f"samples, {cfg.steps} steps": drawn, "data": data.test[:4096]}
     ev.draw("densities.png", f"{data.name}: energy surface, densities, samples and data.", figures.points, panels)
     keys = ("log_z", "nll", "nll/truth", "kl")
@@ -486,7 +490,7 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
     sub = "" if number is None or (cfg.out is None and checkpoint.is_run(paths[0])) else f"/{number}"
     out = output_folder(cfg.out and f"{cfg.out}{sub}", paths[0], f"evaluation/{cfg.evaluation.name}{sub}")
     with whole_files(out) as aside:
-        ev = Evaluation(cfg, states[0], energies, dataset, sampler_of(cfg, states[0]), device, aside)
+        ev = Evaluation(cfg, states[0], energies, dataset, trained.sampler_of(states[0], cfg.sampler), device, aside)
         for part in cfg.evaluation.parts:
             PARTS[part](ev)
         numbers = ev.numbers | {"checkpoint": paths[0], "skipped": ev.skipped, "protocol": protocol(ev)}

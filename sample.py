@@ -1,7 +1,7 @@
 """Draw samples from an energy, or restore images:  python sample.py checkpoint=RUN_DIR [init=denoise] [key=value …]"""
 
 if __name__ == "__main__":  # first, for the other imports take seconds
-    from ebm.cli import end_at_once, handle_signals, run_main
+    from ebm.running.cli import end_at_once, handle_signals, run_main
 
     handle_signals(end_at_once)
 
@@ -22,32 +22,24 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ebm import check, checkpoint, composition, figures, metrics, named, restoration
-from ebm.cli import one_line_errors, output_folder, pick_device, whole_files, writable
+from ebm import check, composition
 from ebm.data import Dataset, checked_images, scaled
-from ebm.energies import labels_in_turn
-from ebm.images import image_files, read_image
-from ebm.sampler import SGLD, Given, chain_generators, trace_in_batches, uniform_noise
+from ebm.energies import labels_in_proportion
+from ebm.evaluation import figures, metrics, restoration
+from ebm.files import image_files, read_image, whole_files
+from ebm.running import checkpoint, trained
+from ebm.running.cli import one_line_errors, output_folder, pick_device, writable
+from ebm.sampling.chains import Given, chain_generators, trace_in_batches, uniform_noise
+from ebm.sampling.sgld import SGLD
 
 # Without steps=: what restored 128 held-out training digits best with the weights that ship; denoise has its own.
 STEPS = {"noise": 256, "buffer": 256, "images": 256, "inpaint": 100, "sharpen": 80, "interpolate": 60}
 GENERATOR = 5056  # bytes of a generator, of which each chain has one
-MNIST = {"_target_": "ebm.data.torchvision_dataset", "name": "MNIST", "root": "data"}
-
-
-def sampler_of(cfg: DictConfig, state: dict[str, Any]) -> SGLD:
-    """The checkpoint's sampler, but for the settings given in the config (those that are not `trained`)."""
-    given: Any = OmegaConf.to_container(cfg.sampler, resolve=True)
-    try:
-        _, settings = named.shipped("sampler", {"_target_": "ebm.sampler.SGLD"} | state["config"].get("sampler", {}))
-        return SGLD(**settings | {key: value for key, value in given.items() if value != "trained"})
-    except TypeError as error:  # the file names a setting that there is none of
-        raise checkpoint.CheckpointError(f"the checkpoint's sampler cannot be built: {error}") from error
 
 
 def background_of(cfg: DictConfig, state: dict[str, Any]) -> str:
     """The colour behind transparent pixels: that of `data=`, or of the data that the checkpoint was trained on."""
-    config = cfg.data if cfg.data._target_ is not None else state["config"].get("data", MNIST)
+    config = cfg.data if cfg.data._target_ is not None else trained.data_config(state)
     return str(config.get("background", "black"))
 
 
@@ -73,31 +65,8 @@ def given_images(cfg: DictConfig, state: dict[str, Any]) -> Tensor:
 
 def dataset_of(cfg: DictConfig, state: dict[str, Any]) -> Dataset:
     """The data set given as `data=`, or else the one that the checkpoint was trained on (the tutorial's: MNIST)."""
-    if cfg.data._target_ is not None:
-        dataset: Dataset = instantiate(cfg.data)
-    else:
-        try:
-            build, settings = named.shipped("data", state["config"].get("data", MNIST))
-        except ValueError as error:
-            raise ValueError(f"the checkpoint was trained on data of its own: give data= ({error})") from error
-        root = settings.get("root")
-        if "root" in settings and cfg.data.root is not None:
-            settings["root"] = cfg.data.root
-        elif root not in (None, MNIST["root"]) and not Path(str(root)).exists():
-            raise ValueError(f"the checkpoint's data lay in {root}, which is not here: give data.root=")
-        try:
-            dataset = build(**settings)
-        except TypeError as error:  # the file names a setting that there is none of
-            raise checkpoint.CheckpointError(f"the checkpoint's data set cannot be built: {error}") from error
-    if dataset.shape != (shape := checkpoint.input_shape(state)):
-        raise ValueError(f"data set {dataset.name} has images {dataset.shape}, the energy takes {shape}")
-    return dataset
-
-
-def data_name(state: dict[str, Any]) -> str:
-    """What the checkpoint's data are called: their name, their folder, or the function that returns them."""
-    config = dict(state["config"].get("data", MNIST))
-    return str(config.get("name", config.get("root", str(config.get("_target_")).rpartition(".")[2])))
+    given = cfg.data._target_ is not None
+    return trained.check_shape(instantiate(cfg.data) if given else trained.dataset_of(state, cfg.data.root), state)
 
 
 def composed_energy(cfg: DictConfig, state: dict[str, Any]) -> nn.Module:
@@ -106,7 +75,8 @@ def composed_energy(cfg: DictConfig, state: dict[str, Any]) -> nn.Module:
     for path in cfg.compose if OmegaConf.is_list(cfg.compose) else [cfg.compose] * (cfg.compose is not None):
         other = checkpoint.load(str(path))
         shapes = (checkpoint.input_shape(state), checkpoint.input_shape(other))
-        names = (data_name(state), data_name(other) if cfg.data._target_ is None else data_name(state))
+        name = trained.data_name(state)
+        names = (name, trained.data_name(other) if cfg.data._target_ is None else name)
         for what, (one, two) in (("images", shapes), ("data", names)):
             if one != two:
                 raise ValueError(
@@ -135,7 +105,7 @@ def source_images(cfg: DictConfig, state: dict[str, Any], generator: torch.Gener
 def labels_of(cfg: DictConfig, state: dict[str, Any], energy: nn.Module, count: int) -> Tensor | None:
     """The labels of `count` chains: `label=` one class, by name or number, all in turn, or none, where any will do."""
     if cfg.label in ("all", "any"):
-        return labels_in_turn(energy, count) if cfg.label == "all" else None
+        return labels_in_proportion(energy, count) if cfg.label == "all" else None
     classes = getattr(energy, "classes", None)
     if classes is None:
         raise ValueError(f"label={cfg.label} needs an energy with classes, which checkpoint={cfg.checkpoint} is not")
@@ -155,7 +125,7 @@ def run(
     every = max(1, steps // cfg.frames)
     check.memory(f"frames={cfg.frames} of {len(x)} chains", 4 * x.numel() * (steps // every + 2))
     generators = chain_generators(cfg.seed, len(x), pick_device(cfg.device))
-    trace = trace_in_batches(sampler, energy, x, generators, cfg.batch_size, every, steps, labels, given)
+    trace = trace_in_batches(sampler.trace, energy, x, generators, cfg.batch_size, every, steps, labels, given)
     return trace, [min(i * every, steps) for i in range(len(trace))]
 
 
@@ -273,7 +243,7 @@ def restore(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Mo
 def interpolate(cfg: DictConfig, state: dict[str, Any], sampler: SGLD, energy: nn.Module, steps: int) -> None:
     """Paths between pairs of images: linear blends, relaxed with their ends held; a contact sheet with energies."""
     check.number("path_images", cfg.path_images, 3, integer=True)
-    path = composition.Path(energy, cfg.spring)
+    path = composition.InterpolationPath(energy, cfg.spring)
     ends = source_images(cfg, state, torch.Generator().manual_seed(cfg.seed))
     if len(ends) % 2:
         raise ValueError(f"init=interpolate takes pairs of images, got {len(ends)}")
@@ -309,7 +279,7 @@ def sample(cfg: DictConfig) -> None:
         raise ValueError(f"label={cfg.label} is for init=noise, buffer or images; init={cfg.init} takes E(x)")
     output_folder(cfg.out, cfg.checkpoint, "sampling")  # refused before the work
     state = checkpoint.load(cfg.checkpoint)
-    sampler = sampler_of(cfg, state)
+    sampler = trained.sampler_of(state, cfg.sampler)
     energy = composed_energy(cfg, state).to(pick_device(cfg.device))
     if cfg.init in ("inpaint", "denoise", "sharpen"):
         restore(cfg, state, sampler, energy, levels)

@@ -3,7 +3,7 @@ Go on with a run that was stopped or killed, bit for bit:  python train.py resum
 Many runs:  python train.py -m key=a,b …        One run on many devices:  torchrun --nproc-per-node=2 train.py …"""
 
 if __name__ == "__main__":  # first, for the other imports take seconds
-    from ebm.cli import end_at_once, handle_signals, run_main
+    from ebm.running.cli import end_at_once, handle_signals, run_main
 
     handle_signals(end_at_once)
 
@@ -35,24 +35,19 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ebm import check, checkpoint, features, figures, metrics, named, report, telemetry, tracking
-from ebm.buffer import ReplayBuffer
-from ebm.cli import (
-    Signals,
-    cause_of,
-    command,
-    from_here,
-    one_line_errors,
-    pick_device,
-    whole_files,
-    writable,
-)
+from ebm import check
 from ebm.data import Batches, Dataset
-from ebm.energies import labels_in_turn
-from ebm.guard import Guard
-from ebm.ranks import Ranks, dealt, merged
-from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
-from ebm.tracking import Tracker
+from ebm.energies import labels_in_proportion
+from ebm.evaluation import features, figures, metrics, report
+from ebm.files import whole_files, write_whole
+from ebm.running import checkpoint, named, telemetry, tracking
+from ebm.running.cli import Signals, cause_of, command, from_here, one_line_errors, pick_device, writable
+from ebm.running.guard import Guard
+from ebm.running.ranks import Ranks, merged, redistributed
+from ebm.running.tracking import Tracker
+from ebm.sampling.buffer import ReplayBuffer
+from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
+from ebm.sampling.sgld import SGLD
 
 # What may differ when a run is resumed; anything else would make it another run.
 MAY_CHANGE = re.compile(
@@ -152,7 +147,7 @@ def draw_samples(
     generator = torch.Generator(device).manual_seed(cfg.seed)  # the same start each time, to compare over training
     noise = uniform_noise((8, *buffer.chains.shape[1:]), generator)
     every = max(steps // 256, 1)
-    labels = labels_in_turn(energy, 8, device)
+    labels = labels_in_proportion(energy, 8, device)
     trace = sampler.trace(energy, noise, generator, every=every, steps=steps, labels=labels)
     shown = sorted({-(-i * (len(trace) - 1) // 8) for i in range(1, 9)})
     chosen = torch.randperm(buffer.size, generator=generator, device=device)
@@ -189,8 +184,8 @@ def frechet(energy: nn.Module, sampler: SGLD, dataset: Dataset, cfg: DictConfig,
     count, steps = min(256, len(dataset.test)), cfg.train.sample_steps
     start = uniform_noise((count, *dataset.shape), chain_generators(cfg.seed + 1, count))
     generators = chain_generators(cfg.seed, count, device)
-    labels = labels_in_turn(energy, count)
-    x = trace_in_batches(sampler, energy, start, generators, cfg.train.eval_batch_size, steps, steps, labels)[-1]
+    labels = labels_in_proportion(energy, count)
+    x = trace_in_batches(sampler.trace, energy, start, generators, cfg.train.eval_batch_size, steps, steps, labels)[-1]
     classifier, _ = features.cached_classifier(dataset, cfg.cache, device)
     return metrics.frechet(*(features.features_of(classifier, images, device=device) for images in (dataset.test, x)))
 
@@ -209,7 +204,7 @@ def restore(
     try:
         if not isinstance(state["tracker"], dict):
             raise TypeError("tracker is no dict")
-        state = dealt(state, ranks, parts["buffer"].capacity, generator)
+        state = redistributed(state, ranks, parts["buffer"].capacity, generator)
         groups = parts["optimizer"].state_dict()["param_groups"]  # settings are the run's, not the file's
         lr = state["optimizer"]["param_groups"][0]["lr"]  # of the last step
         groups[0]["lr"] = check.number("its optimizer's lr", lr, 0)
@@ -264,7 +259,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     guard: Guard = instantiate(cfg.guard)
     if cfg.data._target_ is None:
         raise ValueError("data=trained is for sample.py and evaluate.py: give a data set to train on")
-    dataset: Dataset = ranks.in_turn(lambda: instantiate(cfg.data))
+    dataset: Dataset = ranks.first_then_others(lambda: instantiate(cfg.data))
     if cfg.objective == "frechet" and not (features.has_classes(dataset) and len(dataset.test) > 1):
         raise ValueError(
             "objective=frechet needs images with labels of two classes or more, for its features come from their "
@@ -345,11 +340,11 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
         tqdm(total=max_steps, initial=loop.step, unit="step", dynamic_ncols=True, disable=not ranks.first) as bar,
     ):
         if ranks.first:
-            checkpoint.write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+            write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
         while True:
             waited = time.monotonic() - saved_at
             # What is each rank's own; all else they find alike.
-            stop, save, loop.seconds, waited = ranks.most(signals.stop, signals.save, loop.seconds, waited)
+            stop, save, loop.seconds, waited = ranks.largest(signals.stop, signals.save, loop.seconds, waited)
             step = loop.step
             epoch, position = divmod(step, batches.steps_per_epoch)
             progress = max(step / max_steps, loop.seconds / max_seconds)
@@ -387,7 +382,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
 
             if trouble is None and saves:
                 trouble = guard.check_finite(energy, buffer.chains[: buffer.size])
-                if ranks.most(trouble is not None)[0]:
+                if ranks.largest(trouble is not None)[0]:
                     trouble = trouble or "not_finite: a chain of another rank is not finite"
 
             halts = trouble is not None and guard.decide(trouble) != "warn"
@@ -599,7 +594,7 @@ def job_of_sweep(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], numbe
             raise ValueError(f"{run_dir} holds another job already (job.json says which): set another hydra.sweep.dir")
     if before.get("objective") is not None:
         return before["objective"]
-    checkpoint.write_whole(file, json.dumps(job).encode())
+    write_whole(file, json.dumps(job).encode())
     try:
         cfg.wandb.group = cfg.wandb.group or "/".join(run_dir.parts[-3:-1])  # DATE/TIME
         cfg.wandb.name = cfg.wandb.name or " ".join(overrides)
@@ -609,7 +604,7 @@ def job_of_sweep(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], numbe
         job["error"] = " ".join(str(cause_of(error)).split()) or type(error).__name__
         job["traceback"] = traceback.format_exc()
         print(f"error: job {number}: {job['error']} ({file} has the traceback)", file=sys.stderr)
-    checkpoint.write_whole(file, json.dumps(job).encode())
+    write_whole(file, json.dumps(job).encode())
     return job["objective"]
 
 

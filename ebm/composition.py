@@ -45,7 +45,7 @@ class Composed(nn.Module):
         return -torch.logsumexp(weights.log() - energies, dim=0)
 
 
-class Path(nn.Module):
+class InterpolationPath(nn.Module):
     """A path of n images is one chain, x (B, n, *shape) → (B,): Σ_i E(x_i) + spring/2 · Σ_i ‖x_{i+1} − x_i‖²."""
 
     def __init__(self, energy: nn.Module, spring: float) -> None:

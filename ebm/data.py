@@ -1,8 +1,9 @@
 """Data sets in [−1, 1], whole in memory, and shuffled batches of them that can be resumed."""
 
 import inspect
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ImageColor
-from torch import Tensor
+from torch import Tensor, nn
 
 from ebm import check
-from ebm.images import fitted, image_files, read_image
+from ebm.files import fitted, image_files, read_image
 
 Device = str | torch.device
 
@@ -313,3 +314,42 @@ def checked_images(x: Any, shape: Sequence[int], source: str) -> Tensor:
     if not bool((images.abs() <= 1).all()):
         raise ValueError(f"{source} must hold values in [-1, 1], got [{images.min():g}, {images.max():g}]")
     return images
+
+
+def check_affine(key: str, settings: Mapping[str, float]) -> None:
+    """ValueError naming `key` and the setting of `random_affine` that is out of range."""
+    for name, value in settings.items():
+        check.number(f"{key}.{name}", value, 0, {"rotation": 180, "scale": 0.9}.get(name, 1))
+
+
+def random_affine(
+    x: Tensor, generator: torch.Generator, rotation: float = 0, scale: float = 0, shift: float = 0, flip: float = 0
+) -> Tensor:
+    """Images x (B, C, H, W), each turned by up to ±rotation degrees, scaled by 1 ± scale, shifted by up to ±shift of
+    its side and mirrored with probability flip; interpolated, the border's pixels repeated outside."""
+    if len(x) == 0:
+        return x  # torch interpolates no empty batch
+
+    def uniform(low: float, high: float, columns: int = 1) -> Tensor:
+        return torch.empty(len(x), columns, device=x.device).uniform_(low, high, generator=generator)
+
+    angle = uniform(-rotation, rotation) * math.pi / 180
+    factor = 1 / (1 + uniform(-scale, scale))
+    mirror = torch.where(uniform(0, 1) < flip, -1.0, 1.0)
+    row = [factor * angle.cos() * mirror, -factor * angle.sin()], [factor * angle.sin() * mirror, factor * angle.cos()]
+    by = 2 * uniform(-shift, shift, 2)  # affine_grid's side is 2
+    theta = torch.stack([torch.cat([*row[i], by[:, i : i + 1]], dim=1) for i in range(2)], dim=1)
+    grid = nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
+    return nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def mixed(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Images x (B, C, H, W), each with a rectangle of the one before in the same place, its sides 0.3 to 0.7 of the
+    image's (Yun et al. 2019, "CutMix"), its centre in the middle half of either: with centres anywhere a tenth of the
+    twins of MNIST get black for black, and are next to the image itself."""
+    inside = []
+    for size in x.shape[2:]:
+        u, v = (torch.rand(len(x), 1, generator=generator, device=x.device) for _ in range(2))
+        places = torch.linspace(0, 1, size, device=x.device)
+        inside.append((places - 0.25 - 0.5 * u).abs() < 0.15 + 0.2 * v)  # from the centre, below half a side
+    return torch.where((inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1), x.roll(1, 0), x)

@@ -48,7 +48,7 @@ class Network(nn.Module):
         return -outputs.gather(1, labels.view(len(x), -1)).view(labels.shape)
 
 
-def labels_in_turn(energy: nn.Module, count: int, device: str | torch.device = "cpu") -> Tensor | None:
+def labels_in_proportion(energy: nn.Module, count: int, device: str | torch.device = "cpu") -> Tensor | None:
     """Labels (count,) for chains of an energy with classes, each as often as its `class_shares` say: where it has none,
     or all are alike, 0, 1, …, 0, 1, …. The first ones are the same whatever the count. None without classes.
 

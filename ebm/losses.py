@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ebm import check
-from ebm.buffer import check_affine, random_affine
+from ebm.data import check_affine, mixed, random_affine
 
 
 class ContrastiveDivergence:
@@ -119,15 +119,3 @@ class ContrastiveDivergence:
         low_energy = e_end.detach().mean() + (slope * (x - end.detach())).sum() / len(x)
         distances = torch.cdist(x.flatten(1), others.flatten(1)) + torch.diag(x.new_full((len(x),), torch.inf))
         return low_energy - self.entropy_weight * distances.amin(dim=1).clamp(min=1e-6).log().mean()
-
-
-def mixed(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Images x (B, C, H, W), each with a rectangle of the one before in the same place, its sides 0.3 to 0.7 of the
-    image's (Yun et al. 2019, "CutMix"), its centre in the middle half of either: with centres anywhere a tenth of the
-    twins of MNIST get black for black, and are next to the image itself."""
-    inside = []
-    for size in x.shape[2:]:
-        u, v = (torch.rand(len(x), 1, generator=generator, device=x.device) for _ in range(2))
-        places = torch.linspace(0, 1, size, device=x.device)
-        inside.append((places - 0.25 - 0.5 * u).abs() < 0.15 + 0.2 * v)  # from the centre, below half a side
-    return torch.where((inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1), x.roll(1, 0), x)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from ebm import ais
 from ebm.densities import GaussianMixture, Uniform
+from ebm.evaluation import ais
 
 
 @pytest.mark.parametrize("dims", [2, 16, *(pytest.param(dims, marks=pytest.mark.slow) for dims in (128, 784))])

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from ebm.buffer import ReplayBuffer, random_affine
+from ebm.data import random_affine
+from ebm.sampling.buffer import ReplayBuffer
 
 
 def generator(seed: int = 0) -> torch.Generator:

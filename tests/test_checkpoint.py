@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor  # noqa: F401 — a name that a hostile file can find here
 
-from ebm import checkpoint, named
-from ebm.checkpoint import CheckpointError, build_energy, load, load_energy, save, save_run
-from ebm.cli import output_folder
 from ebm.energies import ConvEnergy, MLPEnergy
+from ebm.running import checkpoint, named
+from ebm.running.checkpoint import CheckpointError, build_energy, load, load_energy, save, save_run
+from ebm.running.cli import output_folder
 
 
 def state_of(energy, config, step=0, **more):
@@ -368,8 +368,8 @@ def test_data_that_lay_elsewhere_are_not_downloaded_there(tmp_path):
         ("data", {"_target_": "ebm.data.image_folder", "root": {"_target_": "os.getpid"}}, "plain values"),
         ("loss", {"_target_": "ebm.losses.ContrastiveDivergence", "contrast": {"_target_": "os.getpid"}}, "plain"),
         ("optimizer", {"_target_": "ebm.optim.adam", "_args_": [1]}, "plain values"),
-        ("guard", {"_target_": "ebm.guard.Guard", "_partial_": True}, "plain values"),
-        ("sampler", {"_target_": "ebm.guard.Guard"}, "neither ships"),
+        ("guard", {"_target_": "ebm.running.guard.Guard", "_partial_": True}, "plain values"),
+        ("sampler", {"_target_": "ebm.running.guard.Guard"}, "neither ships"),
         ("energy", {"_target_": "antigravity.fly"}, "neither ships"),
         ("scheduler", {"_target_": "train.launch"}, "neither ships"),
         ("scheduler", {"_target_": "my_own_parts.os"}, "is not defined in"),

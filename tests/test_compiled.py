@@ -17,12 +17,12 @@ from scipy.stats import ks_2samp, kstest
 from test_sampler import generator, images, naive
 from torch import nn
 
-from ebm import sampler as sampler_module
-from ebm.checkpoint import load_energy
-from ebm.compiled import NotCompilable, built, compiled_steps, library, parts_of
 from ebm.composition import Composed
 from ebm.energies import ConvEnergy, MLPEnergy, Residual, ResNetEnergy
-from ebm.sampler import SGLD
+from ebm.running.checkpoint import load_energy
+from ebm.sampling import sgld
+from ebm.sampling.compiled import NotCompilable, built, compiled_steps, library, parts_of
+from ebm.sampling.sgld import SGLD
 
 try:
     library()
@@ -160,7 +160,7 @@ def hooked() -> nn.Module:
     ],
 )
 def test_what_cannot_be_compiled_falls_back_and_says_why(energy, reason, capsys):
-    sampler_module.say_once.cache_clear()
+    sgld.say_once.cache_clear()
     x = SGLD(2, backend="compile")(energy, images(3), generator())
     SGLD(2, backend="compile")(energy, images(3), generator())
     assert torch.equal(x, SGLD(2, backend="eager")(energy, images(3), generator()))
@@ -187,7 +187,7 @@ def test_without_a_compiler(compiler, reason, monkeypatch, tmp_path):
 
 
 def test_a_cuda_graph_needs_cuda(capsys):
-    sampler_module.say_once.cache_clear()
+    sgld.say_once.cache_clear()
     SGLD(2, backend="cuda_graph")(ConvEnergy(hidden=4), images(3), generator())
     assert "cuda_graph: eager, because a CUDA graph takes chains on CUDA" in capsys.readouterr().err
 
@@ -414,7 +414,7 @@ def test_auto_is_eager_or_says_why_it_took_eager(change, data):
     labelled, said = labels is not None, io.StringIO()
     if labelled and classes is None:
         reason = reason or "there are labels, and the energy has no classes"
-    sampler_module.say_once.cache_clear()
+    sgld.say_once.cache_clear()
     with contextlib.redirect_stderr(said):
         taken, _ = SGLD().run_as(energy.eval(), x, labelled)
     assert taken == ("eager" if reason else "compile")
@@ -546,10 +546,10 @@ def recorded(monkeypatch, sampler, energy, labels=None, fails=None):
             raise fails
         return steps
 
-    monkeypatch.setattr(sampler_module, "cuda_graph", record)
+    monkeypatch.setattr(sgld, "cuda_graph", record)
     x = torch.full((2, 1, 8, 8), 0.5)
-    with sampler_module.frozen(energy):
-        run = sampler._graph(energy, x, sampler_module.eager_steps(energy, sampler.grad_clamp, sampler.bounds))
+    with sgld.frozen(energy):
+        run = sampler._graph(energy, x, sgld.eager_steps(energy, sampler.grad_clamp, sampler.bounds))
         run(x, torch.zeros(3, *x.shape), [1.0] * 3, labels)
     return count, x
 
@@ -585,7 +585,7 @@ def test_a_graph_is_recorded_again_when_anything_it_depends_on_changes(change, m
 
 
 def test_a_graph_that_cannot_be_recorded_falls_back_and_says_why(monkeypatch, capsys):
-    sampler_module.say_once.cache_clear()
+    sgld.say_once.cache_clear()
     sampler, energy = SGLD(), ConvEnergy((1, 8, 8), 4)
     error = RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
     count, failed = recorded(monkeypatch, sampler, energy, fails=error)
@@ -612,7 +612,7 @@ class Holds(ConvEnergy):
 
 
 def test_a_graph_is_refused_to_an_energy_whose_changes_cannot_be_seen(monkeypatch, capsys):
-    sampler_module.say_once.cache_clear()
+    sgld.say_once.cache_clear()
     recorded(monkeypatch, SGLD(), Counts((1, 8, 8), 4))
     assert "because no CUDA graph can be recorded: the energy changes as it runs" in capsys.readouterr().err
     held = []
@@ -630,7 +630,7 @@ def test_an_energy_that_waits_for_the_device_is_sampled_by_autograd_there(capsys
         def forward(self, x, labels=None):
             return super().forward(x, labels) * (1 + x.mean().item() ** 2)
 
-    sampler_module.say_once.cache_clear()
+    sgld.say_once.cache_clear()
     energy, x = Waits().cuda(), images(4).cuda()
     chains = [SGLD(9, backend=b)(energy, x, torch.Generator("cuda")) for b in ("auto", "eager")]
     assert torch.equal(*chains)

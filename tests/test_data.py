@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from ebm.data import TORCHVISION, Batches, Dataset, checked_images, image_folder, mnist5k, scaled, torchvision_dataset
-from ebm.outliers import outliers
+from ebm.evaluation.outliers import outliers
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from scipy import stats
 from ebm import densities
 from ebm.energies import MLPEnergy
 from ebm.losses import ContrastiveDivergence
-from ebm.sampler import SGLD, uniform_noise
+from ebm.sampling.chains import uniform_noise
+from ebm.sampling.sgld import SGLD
 
 NAMES = ("eight_gaussians", "two_moons", "rings", "checkerboard", "pinwheel")
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from ebm.checkpoint import load_energy
 from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy
+from ebm.running.checkpoint import load_energy
 
 
 def test_cnn_has_the_published_shapes(published):

@@ -17,9 +17,9 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import evaluate
-from ebm import checkpoint
-from ebm.buffer import ReplayBuffer
 from ebm.energies import ConvEnergy, MLPEnergy
+from ebm.running import checkpoint
+from ebm.sampling.buffer import ReplayBuffer
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared"
@@ -293,8 +293,8 @@ def test_the_tutorials_scores_of_its_first_image() -> None:
     if not (ROOT / "MNIST").is_dir() or not TUTORIAL.is_file():
         pytest.skip("full MNIST or the tutorial's weights are not there")
     from ebm.data import torchvision_dataset
-    from ebm.metrics import scores
-    from ebm.outliers import outliers
+    from ebm.evaluation.metrics import scores
+    from ebm.evaluation.outliers import outliers
 
     data, energy = torchvision_dataset("MNIST", str(ROOT)), checkpoint.load_energy(TUTORIAL)
     data.test = data.test[:8]

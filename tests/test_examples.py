@@ -5,7 +5,7 @@ import re
 import torch
 from conftest import ROOT
 
-from ebm import checkpoint
+from ebm.running import checkpoint
 
 SECTION = (ROOT / "README.md").read_text().split("\n## As a library\n")[1].split("\n## ")[0]
 EXAMPLES = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ebm.data import Dataset, torchvision_dataset
-from ebm.features import cached_classifier, data_hash, features_of, train_classifier, weights_hash
+from ebm.evaluation.features import cached_classifier, data_hash, features_of, train_classifier, weights_hash
 
 ROOT = Path(os.environ.get("EBM_DATA", "../shared/data"))
 

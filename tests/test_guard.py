@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_resume import SMALL, assert_equal, assert_same_run, checkpoint, go, images, records, resume  # noqa: F401
 
-from ebm.guard import TESTS, Guard
+from ebm.running.guard import TESTS, Guard
 
 DIGITS = [override for override in SMALL if not override.startswith("data")]
 DIGITS += ["data=mnist5k", "energy.hidden=8", "buffer.capacity=512", "train.batch_size=32", "train.max_steps=150"]

@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 from PIL import Image, TiffImagePlugin
 
 import sample
-from ebm import checkpoint, figures, named, outliers
 from ebm.data import Dataset, image_folder
 from ebm.energies import ConvEnergy
-from ebm.images import image_files, opened, read_image
-from ebm.restoration import hidden_pixels
+from ebm.evaluation import figures, outliers
+from ebm.evaluation.restoration import hidden_pixels
+from ebm.files import image_files, opened, read_image
+from ebm.running import checkpoint, named
 
 GREY = Dataset("grey", torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
 

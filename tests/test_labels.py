@@ -14,12 +14,14 @@ from scipy.stats import chisquare, kstest
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
-from ebm import checkpoint, metrics
-from ebm.buffer import ReplayBuffer
 from ebm.data import mnist5k, scaled
-from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy, labels_in_turn
+from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy, labels_in_proportion
+from ebm.evaluation import metrics
 from ebm.losses import ContrastiveDivergence
-from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
+from ebm.running import checkpoint
+from ebm.sampling.buffer import ReplayBuffer
+from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
+from ebm.sampling.sgld import SGLD
 
 JOINT = [
     "energy.classes=10", "energy.temperature=0.1", "energy.hidden=4", "sampler.steps=2", "buffer.capacity=40",
@@ -45,18 +47,18 @@ class Gaussians(nn.Module):
 def test_labels_are_as_often_as_in_the_data(counts, count):
     energy = Gaussians()
     energy.classes, energy.class_shares = len(counts), [n / sum(counts) for n in counts]
-    labels = labels_in_turn(energy, count)
+    labels = labels_in_proportion(energy, count)
     held = [0] * len(counts)
     for label in labels.tolist():  # each is one of those that are furthest behind their shares
         due = {y: Fraction(2 * have + 1, n) for y, (have, n) in enumerate(zip(held, counts, strict=True)) if n}
         assert due[label] == min(due.values())
         held[label] += 1
-    assert torch.equal(labels, labels_in_turn(energy, 200)[:count])
+    assert torch.equal(labels, labels_in_proportion(energy, 200)[:count])
     energy.class_shares = [1 / len(counts)] * len(counts)
-    in_turn = labels_in_turn(energy, count)
+    in_turn = labels_in_proportion(energy, count)
     energy.class_shares = None
     assert torch.equal(in_turn, torch.arange(count) % len(counts))
-    assert torch.equal(in_turn, labels_in_turn(energy, count))
+    assert torch.equal(in_turn, labels_in_proportion(energy, count))
 
 
 @pytest.mark.parametrize("kind", [ConvEnergy, ResNetEnergy, MLPEnergy])
@@ -115,7 +117,9 @@ def test_chains_of_a_label_follow_its_law():
     for label in range(3):  # the step's own bias is 1 % of the variance
         assert kstest(x[labels == label].numpy(), "norm", (label, 1)).pvalue > 1e-3
     in_batches = [
-        trace_in_batches(sampler, Gaussians(), torch.zeros(50, 1), chain_generators(0, 50), size, 9, 9, labels[:50])
+        trace_in_batches(
+            sampler.trace, Gaussians(), torch.zeros(50, 1), chain_generators(0, 50), size, 9, 9, labels[:50]
+        )
         for size in (16, 64)
     ]
     assert torch.equal(*in_batches)
@@ -194,7 +198,7 @@ def test_joint_training_keeps_labels_and_is_evaluated(tmp_path):
     names = {name for line in (folder / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
     assert {"train/classification", "train/accuracy"} <= names
     energy = checkpoint.load_energy(folder)
-    labels = labels_in_turn(energy, 20)
+    labels = labels_in_proportion(energy, 20)
     assert labels is not None and torch.equal(labels, torch.arange(20) % 10)
     done = run("evaluate.py", f"checkpoint={folder}", "evaluation=classification", "wandb.mode=disabled", "device=cpu")
     assert done.returncode == 0, done.stderr
@@ -223,7 +227,7 @@ def test_joint_training_keeps_labels_and_is_evaluated(tmp_path):
         samples[label] = np.load(out / "samples.npz")
     sampler = SGLD(**{k: v for k, v in checkpoint.load(folder)["config"]["sampler"].items() if k != "_target_"})
     start, sevens = uniform_noise((32, 1, 28, 28), chain_generators(1, 32)), torch.full((32,), 7)
-    x = trace_in_batches(sampler, energy, start, chain_generators(0, 32), every=3, steps=3, labels=sevens)[-1]
+    x = trace_in_batches(sampler.trace, energy, start, chain_generators(0, 32), every=3, steps=3, labels=sevens)[-1]
     assert np.array_equal(samples["7"]["samples"], x.numpy()) and (samples["7"]["labels"] == 7).all()
     assert (samples["all"]["labels"] == np.arange(32) % 10).all() and "labels" not in samples["any"]
     with Image.open(tmp_path / "all/grid.png") as grid:  # 32 chains: three of each class

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from ebm.losses import ContrastiveDivergence, mixed
+from ebm.data import mixed
+from ebm.losses import ContrastiveDivergence
 from ebm.optim import ExponentialDecay, PolynomialDecay, adam
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from ebm import metrics
 from ebm.energies import ConvEnergy, MLPEnergy
+from ebm.evaluation import metrics
 
 SOME = st.lists(st.integers(0, 6), min_size=1, max_size=30)  # few values: many ties
 

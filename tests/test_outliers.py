@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from ebm.data import Dataset
-from ebm.outliers import keys_of, outliers
+from ebm.evaluation.outliers import keys_of, outliers
 
 TEST = torch.arange(4 * 16, dtype=torch.uint8).view(4, 1, 4, 4) * 4
 DATA = Dataset("ramps", TEST[:2], TEST)

@@ -14,10 +14,10 @@ from conftest import ROOT, TINY, run
 from omegaconf import OmegaConf
 from test_resume import SMALL, assert_equal, checkpoint, go, images, processes, records, resume  # noqa: F401
 
-from ebm import ranks
-from ebm.cli import Signals
 from ebm.energies import ConvEnergy
 from ebm.losses import ContrastiveDivergence
+from ebm.running import ranks
+from ebm.running.cli import Signals
 
 
 def as_rank(rank: int, size: int, port: int, function, *arguments) -> None:
@@ -122,15 +122,15 @@ def test_chains_are_dealt_anew_none_lost_the_oldest_first():
     ]
     state = {"step": 9, "loop": {"sums": {}}} | ranks.merged(shards)
     for rank in (0, 1):
-        mine = ranks.dealt(state, Rank(rank, 2), 6, generator)["buffer"]
+        mine = ranks.redistributed(state, Rank(rank, 2), 6, generator)["buffer"]
         assert torch.equal(mine["ages"], written[rank]) and mine["front"] == 2
-    dealt = [ranks.dealt(state, Rank(rank, 3), 4, generator) for rank in range(3)]
+    dealt = [ranks.redistributed(state, Rank(rank, 3), 4, generator) for rank in range(3)]
     assert [part["buffer"]["ages"].tolist() for part in dealt] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
     assert all(part["buffer"]["front"] == 0 for part in dealt)
-    alone = ranks.dealt(state, Rank(0, 1), 12, generator)["buffer"]
+    alone = ranks.redistributed(state, Rank(0, 1), 12, generator)["buffer"]
     assert alone["ages"].tolist() == list(range(12)) and alone["front"] == 0
     with pytest.raises(ValueError, match="2 ranks had 12 chains, the buffer holds 5"):
-        ranks.dealt(state | {"buffer": {"chains": torch.zeros(5), "front": 0}}, Rank(0, 2), 6, generator)
+        ranks.redistributed(state | {"buffer": {"chains": torch.zeros(5), "front": 0}}, Rank(0, 2), 6, generator)
 
 
 @pytest.mark.slow

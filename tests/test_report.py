@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ebm import report
+from ebm.evaluation import report
 
 
 def test_page_needs_nothing_else_and_escapes(tmp_path: Path) -> None:

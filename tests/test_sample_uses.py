@@ -12,13 +12,14 @@ from scipy.stats import kstest
 from skimage import filters, restoration
 from torch import nn
 
-from ebm import checkpoint, metrics
-from ebm import restoration as ours
-from ebm.composition import Composed, Observed
-from ebm.composition import Path as ImagePath
+from ebm.composition import Composed, InterpolationPath, Observed
 from ebm.densities import GaussianMixture
 from ebm.energies import ConvEnergy
-from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
+from ebm.evaluation import metrics
+from ebm.evaluation import restoration as ours
+from ebm.running import checkpoint
+from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
+from ebm.sampling.sgld import SGLD
 
 
 class Gaussian(nn.Module):
@@ -105,12 +106,12 @@ def test_path_of_images_under_springs_is_linear():
     start[:, [0, -1]] = ends
     mask = torch.zeros(start.shape, dtype=torch.bool)
     mask[:, [0, -1]] = True
-    nothing = ImagePath(Composed([Gaussian((1, 4, 4))], weights=[0]), spring=0.1)
+    nothing = InterpolationPath(Composed([Gaussian((1, 4, 4))], weights=[0]), spring=0.1)
     x = SGLD(400, step_size=4.0, noise_std=0.0, grad_clamp=None)(nothing, start, generator(), given=(mask, start))
     for i, t in enumerate((0, 0.25, 0.5, 0.75, 1)):
         torch.testing.assert_close(x[:, i], torch.lerp(ends[:, 0], ends[:, 1], t), atol=1e-5, rtol=0)
     assert torch.equal(x[:, [0, -1]], ends)
-    energies = ImagePath(ConvEnergy(hidden=4), 0.5)(uniform_noise((2, 3, 1, 28, 28), generator()))
+    energies = InterpolationPath(ConvEnergy(hidden=4), 0.5)(uniform_noise((2, 3, 1, 28, 28), generator()))
     assert energies.shape == (2,)
 
 
@@ -151,7 +152,7 @@ def test_given_pixels_in_batches():
     energy, start = ConvEnergy(hidden=4), uniform_noise((37, 1, 28, 28), generator())
     values, mask = uniform_noise(start.shape, generator(1)), torch.rand(start.shape, generator=generator(2)) < 0.5
     traces = [
-        trace_in_batches(SGLD(), energy, start, chain_generators(0, 37), size, 2, 4, given=(mask, values))
+        trace_in_batches(SGLD().trace, energy, start, chain_generators(0, 37), size, 2, 4, given=(mask, values))
         for size in (16, 128)
     ]
     assert torch.equal(*traces) and torch.equal(traces[0][-1][mask], values[mask])

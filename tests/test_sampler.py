@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ebm.checkpoint import load_energy
 from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy
-from ebm.sampler import SGLD, chain_generators, trace_in_batches, uniform_noise
+from ebm.running.checkpoint import load_energy
+from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
+from ebm.sampling.sgld import SGLD
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -150,7 +151,7 @@ def test_batch_size_and_threads_change_no_bit(energy, backend):
 
     def chains(batch_size: int, threads: int) -> torch.Tensor:
         sampler = SGLD(12, threads=threads, backend=backend)
-        return trace_in_batches(sampler, energy, x, chain_generators(3, 44), batch_size, every=12)
+        return trace_in_batches(sampler.trace, energy, x, chain_generators(3, 44), batch_size, every=12)
 
     reference = chains(44, 2)
     for batch_size, threads in [(1, 2), (8, 2), (20, 2), (44, 3), (1000, 2)]:

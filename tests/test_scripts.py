@@ -21,11 +21,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ebm import figures
-from ebm.checkpoint import load, load_energy, save
-from ebm.cli import command, writable
 from ebm.energies import ConvEnergy, MLPEnergy
-from ebm.tracking import Tracker
+from ebm.evaluation import figures
+from ebm.running.checkpoint import load, load_energy, save
+from ebm.running.cli import command, writable
+from ebm.running.tracking import Tracker
 
 TRAIN_KEYS = {
     *("train/loss", "train/cd", "train/energy_l2", "train/score_real", "train/score_fake", "train/lr"),

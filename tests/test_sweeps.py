@@ -20,7 +20,8 @@ from PIL import Image
 from test_resume import SMALL, go, images  # noqa: F401
 
 import train
-from ebm import checkpoint, features, tracking
+from ebm.evaluation import features
+from ebm.running import checkpoint, tracking
 
 FEW = [
     o for o in SMALL if o.partition("=")[0] not in ("wandb.mode", "train.log_every", "sampler.steps", "optimizer.lr")
@@ -256,7 +257,7 @@ def test_what_becomes_of_a_job_that_ended_badly(tmp_path, monkeypatch, code, res
     for key, value in (job | {"SLURM_RESTART_COUNT": str(restarts)}).items():
         monkeypatch.setenv(key, value)
     (tmp_path / "7_1").mkdir()
-    command = [sys.executable, "-m", "ebm.slurm", str(code), "20", f"{tmp_path}/%j"]
+    command = [sys.executable, "-m", "ebm.running.slurm", str(code), "20", f"{tmp_path}/%j"]
     assert subprocess.run(command, cwd=ROOT).returncode == code
     assert ("requeue 7_1" in (tmp_path / "calls").read_text()) == queued
     assert (tmp_path / "7_1/7_1_0_result.pkl").exists() == over

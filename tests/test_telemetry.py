@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import TINY, run
 
-from ebm import figures
-from ebm.buffer import ReplayBuffer
 from ebm.energies import ConvEnergy
-from ebm.sampler import SGLD
-from ebm.telemetry import chain_statistics, fresh_scores
+from ebm.evaluation import figures
+from ebm.running.telemetry import chain_statistics, fresh_scores
+from ebm.sampling.buffer import ReplayBuffer
+from ebm.sampling.sgld import SGLD
 
 
 def test_chain_statistics_of_a_linear_energy():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_line_error, run
 
-from ebm import checkpoint, features
+from ebm.evaluation import features
+from ebm.running import checkpoint
 
 NAMES = sorted(file.stem for file in checkpoint.WEIGHTS.glob("*.pt"))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ebm import checkpoint, features
+from ebm.evaluation import features
+from ebm.running import checkpoint
 
 out, step_size, *sources = sys.argv[1:]
 states = [checkpoint.load(source) for source in sources]

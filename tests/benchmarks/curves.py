@@ -8,7 +8,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from ebm import figures
+from ebm.evaluation import figures
 
 PANELS = {
     "train/cd": "score of chains − of real images",

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from ebm.checkpoint import load_energy
-from ebm.figures import mosaic
-from ebm.sampler import SGLD, uniform_noise
+from ebm.evaluation.figures import mosaic
+from ebm.running.checkpoint import load_energy
+from ebm.sampling.chains import uniform_noise
+from ebm.sampling.sgld import SGLD
 
 
 def main(without: str, guarded: str, out: str) -> None:

@@ -17,9 +17,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch import Generator
 
-from ebm import checkpoint, features, metrics
 from ebm.data import scaled, torchvision_dataset
-from ebm.sampler import SGLD, uniform_noise
+from ebm.evaluation import features, metrics
+from ebm.running import checkpoint
+from ebm.sampling.chains import uniform_noise
+from ebm.sampling.sgld import SGLD
 
 root, published, figure, *runs = sys.argv[1:]
 data = torchvision_dataset("MNIST", root)

@@ -18,8 +18,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from ebm import checkpoint
-from ebm.sampler import SGLD, uniform_noise
+from ebm.running import checkpoint
+from ebm.sampling.chains import uniform_noise
+from ebm.sampling.sgld import SGLD
 
 figure, *runs = sys.argv[1:]
 fig, axes = plt.subplots(

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ebm.energies import ConvEnergy, ResNetEnergy
 from ebm.losses import ContrastiveDivergence
-from ebm.ranks import Ranks
-from ebm.sampler import SGLD, uniform_noise
+from ebm.running.ranks import Ranks
+from ebm.sampling.chains import uniform_noise
+from ebm.sampling.sgld import SGLD
 
 GIB = 2**30
 MEASURED = [  # network, shape, K, batch
@@ -75,7 +76,7 @@ def seconds_a_step(energy: torch.nn.Module, shape: tuple[int, ...], k: int, batc
     for _ in range(4):
         start = time.perf_counter()
         loss(averaged, x, sampler(energy, x, generator), generator)[0].backward()
-        best = min(best, ranks.most(time.perf_counter() - start)[0])
+        best = min(best, ranks.largest(time.perf_counter() - start)[0])
     return best
 
 

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ebm import checkpoint, features
+from ebm.evaluation import features
+from ebm.running import checkpoint
 
 name, run, *evaluations = sys.argv[1:]
 

@@ -116,7 +116,7 @@ def peers(batch, rounds):
 
 def sampling(batch, rounds):
     from ebm.energies import ConvEnergy
-    from ebm.sampler import SGLD
+    from ebm.sampling.sgld import SGLD
 
     energy, plain = ConvEnergy().to(memory_format=torch.channels_last), Energy()
     x, g = torch.rand(batch, 1, 28, 28) * 2 - 1, torch.Generator().manual_seed(0)
@@ -130,12 +130,12 @@ def sampling(batch, rounds):
 
 
 def training_step(rounds, steps=60, batch=128):
-    from ebm.buffer import ReplayBuffer
     from ebm.data import Batches
     from ebm.energies import ConvEnergy
     from ebm.losses import ContrastiveDivergence
     from ebm.optim import adam
-    from ebm.sampler import SGLD
+    from ebm.sampling.buffer import ReplayBuffer
+    from ebm.sampling.sgld import SGLD
 
     g = torch.Generator().manual_seed(0)
     data = torch.randint(256, (4096, 1, 28, 28), dtype=torch.uint8)
@@ -177,7 +177,7 @@ def outside_the_energy(batch, rounds):
     """Share of a step's processor time that is not the energy's forward and backward: the same steps of a network with
     next to none, which leaves noise, clamps, update and calls."""
     from ebm.energies import ConvEnergy
-    from ebm.sampler import SGLD
+    from ebm.sampling.sgld import SGLD
 
     class Nothing(nn.Module):
         def __init__(self):
@@ -196,7 +196,7 @@ def outside_the_energy(batch, rounds):
 def memory(which, batch):
     """Peak memory in MiB that a chain run adds to a process that has torch, the network and the chains (Linux)."""
     from ebm.energies import ConvEnergy
-    from ebm.sampler import SGLD
+    from ebm.sampling.sgld import SGLD
 
     def resident(field):
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -219,7 +219,7 @@ def memory(which, batch):
 def scaling(rounds):
     """Milliseconds a step and chain count: against K, batch, image side, width; one varies from (20, 128, 28, 32)."""
     from ebm.energies import ConvEnergy
-    from ebm.sampler import SGLD
+    from ebm.sampling.sgld import SGLD
 
     g, table = torch.Generator().manual_seed(0), {}
     axes = {

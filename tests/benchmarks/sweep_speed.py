@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ebm.checkpoint import load
+from ebm.running.checkpoint import load
 
 STEPS = sys.argv[1] if len(sys.argv) > 1 else "200"
 TRAIN = str(Path(__file__).parents[2] / "train.py")

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-from ebm import telemetry
-from ebm.buffer import ReplayBuffer
 from ebm.energies import ConvEnergy
 from ebm.losses import ContrastiveDivergence
-from ebm.sampler import SGLD
+from ebm.running import telemetry
+from ebm.sampling.buffer import ReplayBuffer
+from ebm.sampling.sgld import SGLD
 
 LOG_EVERY = 20
 generator = torch.Generator().manual_seed(0)

@@ -8,7 +8,6 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,10 +15,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from ebm import named
+from ebm.files import rename, write_whole
+from ebm.running import named, older
 
 FORMAT = 1
-WEIGHTS = Path(__file__).with_name("weights")  # that ship with the package, each beside its figures
+WEIGHTS = Path(__file__).parents[1] / "weights"  # that ship with the package, each beside its figures
 VALUES = 10**5  # at most, in a checkpoint
 MARK = b"sha256:"  # and 64 hexadecimal digits: the comment at the end of the zip file that a checkpoint is
 
@@ -38,36 +38,6 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_whole(path, content, MARK + hashlib.sha256(content).hexdigest().encode())
 
 
-def write_whole(path: Path, *parts: bytes | memoryview) -> None:
-    """Write `parts` beside `path`, flush them to the disk and rename: `path` is always a whole file.
-
-    Raises OSError where the disk is full or read-only; `path` is then as it was.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        _rename(aside, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{path} cannot be written ({reason}); what was written there before is whole") from error
-    finally:
-        with suppress(OSError):
-            aside.unlink()
-
-
-def _rename(aside: Path, path: Path) -> None:
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name is on the disk, too
-    finally:
-        os.close(folder)
-
-
 def save_run(folder: Path, state: dict[str, Any], keep: int, best: bool, numbered: bool) -> None:
     """Write `folder`/last.pt; if `best`, it is best.pt as well, and if `numbered` and state["healthy"], step_….pt, of
     which the last `keep` stay. Second names of one file cost no space where the disk has hard links."""
@@ -81,7 +51,7 @@ def save_run(folder: Path, state: dict[str, Any], keep: int, best: bool, numbere
             os.link(last, aside)
         except OSError:
             shutil.copyfile(last, aside)
-        _rename(aside, folder / name)
+        rename(aside, folder / name)
     for old in [*healthy(folder)[:-keep], *folder.glob(".*.part")]:  # and what a killed process left
         old.unlink()
 
@@ -159,7 +129,7 @@ def load_file(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not a checkpoint of plain-ebm: {problem}")
     if "buffer" in state:
         state["buffer"].setdefault("labels", torch.zeros_like(state["buffer"]["ages"]))
-    return state
+    return older.upgraded(state)
 
 
 def _stored(content: bytes) -> bytes:
@@ -337,6 +307,6 @@ def start_from(energy: nn.Module, path: str | Path) -> None:
     energy.load_state_dict(weights)
 
 
-def input_shape(state: dict[str, Any]) -> tuple[int, ...]:
+def input_shape(state: Mapping[str, Any]) -> tuple[int, ...]:
     """(C, H, W) that the checkpoint's energy takes."""
     return tuple(state["energy_config"]["shape"])

@@ -12,8 +12,9 @@ from skimage import filters, restoration
 from torch import Tensor
 from torch.nn import functional
 
-from ebm import check, metrics
-from ebm.images import opened
+from ebm import check
+from ebm.evaluation import metrics
+from ebm.files import opened
 
 PLACES = ("left", "right", "top", "bottom", "center")
 

@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ebm import figures
-from ebm.cli import whole_files
-from ebm.tracking import last_values
+from ebm.evaluation import figures
+from ebm.files import whole_files
+from ebm.running.tracking import last_values
 
 COMPARED = ("auroc", "frechet", "kid", "class_entropy", "kl", "nll", "bits_per_dim")  # the panels of a comparison
 STYLE = Path(__file__).with_name("report.css").read_text()

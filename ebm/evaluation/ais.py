@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ebm import check
-from ebm.compiled import Box
-from ebm.metrics import value_and_gradient
-from ebm.sampler import Energy, frozen
+from ebm.evaluation.metrics import value_and_gradient
+from ebm.sampling.chains import Energy
+from ebm.sampling.compiled import Box
+from ebm.sampling.sgld import frozen
 
 
 @dataclass

@@ -1,5 +1,5 @@
 """What becomes of a Slurm job of a sweep whose process ended badly. The batch script (conf/hydra/launcher/slurm.yaml)
-calls it:  python -m ebm.slurm EXIT_CODE MAX_RESTARTS SUBMITIT_FOLDER
+calls it:  python -m ebm.running.slurm EXIT_CODE MAX_RESTARTS SUBMITIT_FOLDER
 
 A job that its warning (SIGUSR2) ended before submitit listened, while it imported, goes back into the queue. Of any
 other that is not there already submitit finds the result None, for without Slurm's accounting it would wait for ever.

@@ -12,8 +12,8 @@ from torchvision.transforms import functional
 
 from ebm import check
 from ebm.data import Dataset, images_and_labels, scaled
-from ebm.images import image_files, read_image
-from ebm.sampler import uniform_noise
+from ebm.files import image_files, read_image
+from ebm.sampling.chains import uniform_noise
 
 OTHERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 OTHERS |= {"omniglot": "Omniglot", "svhn": "SVHN", "cifar10": "CIFAR10"}

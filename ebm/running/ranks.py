@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ebm import check
-from ebm.buffer import OF_CHAINS
+from ebm.sampling.buffer import OF_CHAINS
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class Ranks:
         """`energy` with gradients that are averaged over the ranks in `backward`; the parameters are shared."""
         return energy if self.size == 1 else nn.parallel.DistributedDataParallel(energy)
 
-    def most(self, *values: float) -> list[float]:
+    def largest(self, *values: float) -> list[float]:
         """The largest of each value over the ranks."""
         if self.size == 1:
             return list(values)
@@ -85,10 +85,10 @@ class Ranks:
             distributed.gather_object(value, values if self.first else None)
         return values
 
-    def in_turn(self, function: Callable[[], T]) -> T:
+    def first_then_others(self, function: Callable[[], T]) -> T:
         """`function` on the first rank, then on the others: what it downloads is there by then."""
         value = function() if self.first else None
-        self.most(0)
+        self.largest(0)
         return function() if value is None else value
 
     def __enter__(self) -> Self:
@@ -112,7 +112,7 @@ def _shard(buffer: dict[str, Any], **own: Any) -> dict[str, Any]:
     return {"size": len(buffer["chains"]), "front": buffer["front"]} | own
 
 
-def dealt(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.Generator) -> dict[str, Any]:
+def redistributed(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.Generator) -> dict[str, Any]:
     """The state of a checkpoint with this rank's own buffer of `capacity` chains, generator and sums.
 
     On as many ranks as wrote it each gets what was its own. On another number all chains are dealt out in turn, the

@@ -4,9 +4,9 @@ import math
 
 from torch import Tensor, nn
 
-from ebm.buffer import ReplayBuffer
-from ebm.metrics import value_and_gradient
-from ebm.sampler import SGLD, frozen
+from ebm.evaluation.metrics import value_and_gradient
+from ebm.sampling.buffer import ReplayBuffer
+from ebm.sampling.sgld import SGLD, frozen
 
 OF_FRESH = ("fresh", "old", "fresh_score", "fresh_reached")
 

@@ -12,13 +12,13 @@ from typing import Any
 from torch import nn
 
 from ebm import densities
-from ebm.buffer import ReplayBuffer
 from ebm.data import image_folder, mnist5k, torchvision_dataset
 from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy
-from ebm.guard import Guard
 from ebm.losses import ContrastiveDivergence
 from ebm.optim import ExponentialDecay, PolynomialDecay, adam
-from ebm.sampler import SGLD
+from ebm.running.guard import Guard
+from ebm.sampling.buffer import ReplayBuffer
+from ebm.sampling.sgld import SGLD
 
 Part = Callable[..., Any]
 INSTALLED = {"site-packages", "dist-packages"}  # folders of packages that somebody else wrote
@@ -34,15 +34,15 @@ SHIPPED: dict[str, dict[str, Part]] = {
         "ebm.data.image_folder": image_folder,
         "ebm.densities.dataset": densities.dataset,
     },
-    "sampler": {"ebm.sampler.SGLD": SGLD},
-    "buffer": {"ebm.buffer.ReplayBuffer": ReplayBuffer},
+    "sampler": {"ebm.sampling.sgld.SGLD": SGLD},
+    "buffer": {"ebm.sampling.buffer.ReplayBuffer": ReplayBuffer},
     "loss": {"ebm.losses.ContrastiveDivergence": ContrastiveDivergence},
     "optimizer": {"ebm.optim.adam": adam},
     "scheduler": {
         "ebm.optim.ExponentialDecay": ExponentialDecay,
         "ebm.optim.PolynomialDecay": PolynomialDecay,
     },
-    "guard": {"ebm.guard.Guard": Guard},
+    "guard": {"ebm.running.guard.Guard": Guard},
 }
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from ebm.energies import Network, Residual
+from ebm.files import cache_folder
 
 SOURCE = Path(__file__).with_name("sgld.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
@@ -56,11 +57,6 @@ class Work(ctypes.Structure):
         *((name, DOUBLE) for name in ("temperature", "grad_clamp", "low", "high")),
         ("workspace", POINTER),
     ]
-
-
-def cache_folder() -> Path:
-    """Where what takes long to make is kept: plain-ebm in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plain-ebm"
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ebm.images import opened
+from ebm.files import opened
 
 matplotlib.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
 Panels = Mapping[str, Mapping[str, Mapping[Any, Sequence[float]]]]  # [title][series][row] is (value, low, high)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ebm.data import scaled
-from ebm.sampler import GROUP, Energy, frozen, padded
+from ebm.sampling.chains import GROUP, Energy, padded
+from ebm.sampling.sgld import frozen
 
 Array = NDArray[np.float64]
 Interval = list[float]  # [low, high]

@@ -1,7 +1,10 @@
-"""Image files as bytes: which files of a folder are images, and what they show."""
+"""Files: which of a folder are images and what they show, as bytes; and results, written whole or not at all."""
 
+import os
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +96,58 @@ def fitted(image: Image.Image, height: int, width: int) -> Tensor:
     left, top = (image.width - wide) // 2, (image.height - tall) // 2
     image = image.crop((left, top, left + wide, top + tall)).resize((width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).view(height, width, -1).permute(2, 0, 1).contiguous()
+
+
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Write `parts` beside `path`, flush them to the disk and rename: `path` is always a whole file.
+
+    Raises OSError where the disk is full or read-only; `path` is then as it was.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        rename(aside, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{path} cannot be written ({reason}); what was written there before is whole") from error
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+def rename(aside: Path, path: Path) -> None:
+    os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name is on the disk, too
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """A directory aside, on the same disk, whose files are moved to `folder` at the end, and none after an error.
+
+    Raises OSError, naming `folder`, where the disk is full or read-only.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=there) as aside:
+            yield Path(aside)
+            files = [file for file in Path(aside).rglob("*") if file.is_file()]
+            for file in sorted(files, key=lambda file: file.suffix == ".json"):  # the numbers last
+                to = folder / file.relative_to(aside)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, to)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{folder} cannot be written ({reason}); what was there before is as it was") from error
+
+
+def cache_folder() -> Path:
+    """Where what takes long to make is kept: plain-ebm in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plain-ebm"

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ebm import check
-from ebm.checkpoint import write_whole
-from ebm.compiled import cache_folder
 from ebm.data import Batches, Dataset, Device, scaled
-from ebm.metrics import in_batches
+from ebm.evaluation.metrics import in_batches
+from ebm.files import cache_folder, write_whole
 
 RECIPE = "32 and 64 3×3 filters, 64 standardised features, 3 epochs of batch 128, one cycle of Adam to 3e-3, seed 0"
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebm import check
+from ebm.data import check_affine, random_affine
 
 OF_CHAINS = ("chains", "ages", "labels")  # of the buffer's state: one a chain
 
@@ -148,30 +149,3 @@ class ReplayBuffer:
         if means is not None and (ours is None or means.shape != ours.shape):
             raise ValueError("the buffer's class means are those of other data")
         self.class_means = None if means is None else means.to(self.chains.device)
-
-
-def check_affine(key: str, settings: Mapping[str, float]) -> None:
-    """ValueError naming `key` and the setting of `random_affine` that is out of range."""
-    for name, value in settings.items():
-        check.number(f"{key}.{name}", value, 0, {"rotation": 180, "scale": 0.9}.get(name, 1))
-
-
-def random_affine(
-    x: Tensor, generator: torch.Generator, rotation: float = 0, scale: float = 0, shift: float = 0, flip: float = 0
-) -> Tensor:
-    """Images x (B, C, H, W), each turned by up to ±rotation degrees, scaled by 1 ± scale, shifted by up to ±shift of
-    its side and mirrored with probability flip; interpolated, the border's pixels repeated outside."""
-    if len(x) == 0:
-        return x  # torch interpolates no empty batch
-
-    def uniform(low: float, high: float, columns: int = 1) -> Tensor:
-        return torch.empty(len(x), columns, device=x.device).uniform_(low, high, generator=generator)
-
-    angle = uniform(-rotation, rotation) * math.pi / 180
-    factor = 1 / (1 + uniform(-scale, scale))
-    mirror = torch.where(uniform(0, 1) < flip, -1.0, 1.0)
-    row = [factor * angle.cos() * mirror, -factor * angle.sin()], [factor * angle.sin() * mirror, factor * angle.cos()]
-    by = 2 * uniform(-shift, shift, 2)  # affine_grid's side is 2
-    theta = torch.stack([torch.cat([*row[i], by[:, i : i + 1]], dim=1) for i in range(2)], dim=1)
-    grid = nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
-    return nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)

@@ -132,26 +132,6 @@ def output_folder(out: str | None, checkpoint: str, name: str) -> Path:
     return folder
 
 
-@contextmanager
-def whole_files(folder: Path) -> Iterator[Path]:
-    """A directory aside, on the same disk, whose files are moved to `folder` at the end, and none after an error.
-
-    Raises OSError, naming `folder`, where the disk is full or read-only.
-    """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    try:
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=there) as aside:
-            yield Path(aside)
-            files = [file for file in Path(aside).rglob("*") if file.is_file()]
-            for file in sorted(files, key=lambda file: file.suffix == ".json"):  # the numbers last
-                to = folder / file.relative_to(aside)
-                to.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, to)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{folder} cannot be written ({reason}); what was there before is as it was") from error
-
-
 class Signals:
     """SIGTERM and SIGINT ask to stop, SIGUSR1 (Slurm's, before a job's time is up) to save; a second request to
     stop ends the process at once, but for torchrun's ranks. Where a launcher waits for SIGUSR2 to requeue the job, as

@@ -5,25 +5,18 @@ import math
 import os
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ebm import check
-from ebm.compiled import Box, NotCompilable, Steps, check_hooks, compiled_steps
-
-# Convolution kernels for fewer images round otherwise: whatever is split, is split into multiples of this.
-GROUP = 16
-
-Energy = Callable[..., Tensor]  # E(x) or, with labels, E(x, y)
-Generators = torch.Generator | Sequence[torch.Generator]
-Given = tuple[Tensor, Tensor]  # (mask, values)
+from ebm.sampling.chains import GROUP, Energy, Generators, Given, with_generators
+from ebm.sampling.compiled import Box, NotCompilable, Steps, check_hooks, compiled_steps
+from ebm.sampling.cuda import cuda_graph, state_of
 
 
 class SGLD:
@@ -242,26 +235,6 @@ class SGLD:
         return steps
 
 
-def state_of(value: Any) -> Any:
-    """All that `value` is made of, to be compared with == later: of a module its class and what it holds, of a tensor
-    where it lies. Raises NotCompilable for what cannot be compared: closures, and objects of other kinds."""
-    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
-        return value
-    if isinstance(value, dict):
-        return tuple([(key, state_of(part)) for key, part in value.items()])
-    if isinstance(value, (list, tuple, set)):
-        return tuple(map(state_of, value))
-    if isinstance(value, Tensor):
-        return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
-    if isinstance(value, nn.Module):
-        return type(value), state_of(vars(value))
-    if isinstance(value, functools.partial):
-        return state_of((value.func, value.args, value.keywords))
-    if isinstance(value, FunctionType) and value.__closure__ is None:
-        return value
-    raise NotCompilable(f"a CUDA graph cannot tell when what the energy holds changes: {type(value).__name__}")
-
-
 def eager_steps(energy: Energy, grad_clamp: float | None, bounds: Box) -> Steps:
     """The steps by autograd, x (B, *shape) in place; `noise` (steps, B, *shape) as it is to be added."""
     clamp, (low, high) = grad_clamp or math.inf, bounds or (-math.inf, math.inf)
@@ -279,41 +252,6 @@ def eager_steps(energy: Energy, grad_clamp: float | None, bounds: Box) -> Steps:
             x.copy_(now)
 
     return steps
-
-
-def cuda_graph(steps: Steps, x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None) -> Steps:
-    """`steps` for tensors like these, recorded: one launch instead of some forty a step."""
-    own_x, own_noise, own_labels = x.clone(), noise.clone(), None if labels is None else labels.clone()
-    current, side = torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)
-    mode = torch.cuda.get_sync_debug_mode()
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        for _ in range(2):  # warm-up: cuDNN picks its kernels
-            steps(own_x, own_noise, step_sizes, own_labels)
-        try:  # what waits for the device cannot be recorded; found here, it leaves torch's generator as it was
-            with warnings.catch_warnings(action="ignore"):  # the mode is a prototype, says torch
-                torch.cuda.set_sync_debug_mode("error")
-            steps(own_x, own_noise, step_sizes, own_labels)
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-    current.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph, stream=side):
-            steps(own_x, own_noise, step_sizes, own_labels)
-    except BaseException:
-        torch.cuda.set_stream(current)  # torch stays on the other one where a recording fails
-        raise
-
-    def replay(x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None) -> None:
-        own_x.copy_(x)
-        own_noise.copy_(noise)
-        if own_labels is not None and labels is not None:
-            own_labels.copy_(labels)
-        graph.replay()
-        x.copy_(own_x)
-
-    return replay
 
 
 @functools.cache
@@ -364,52 +302,3 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def uniform_noise(shape: Sequence[int], generator: Generators) -> Tensor:
-    """Noise (B, *shape) uniform in [−1, 1] on the generator's device; one generator, or one a chain as in SGLD."""
-    x = torch.empty(*shape, device=(generator if isinstance(generator, torch.Generator) else generator[0]).device)
-    for part, own in with_generators(x, generator):
-        part.uniform_(-1, 1, generator=own)
-    return x
-
-
-def with_generators(x: Tensor, generator: Generators) -> Iterable[tuple[Tensor, torch.Generator]]:
-    """`x` (B, *shape) with the one generator that fills it, or each chain with its own."""
-    return [(x, generator)] if isinstance(generator, torch.Generator) else zip(x, generator, strict=True)
-
-
-def padded(x: Tensor) -> Tensor:
-    """`x` (B, *shape), filled up to a multiple of GROUP by its first one."""
-    return torch.cat([x, x[:1].expand(-len(x) % GROUP, *x.shape[1:])])
-
-
-def chain_generators(seed: int, count: int, device: str | torch.device = "cpu") -> list[torch.Generator]:
-    """A generator a chain; the first ones are the same whatever the count."""
-    seeds = torch.randint(2**63 - 1, (count,), generator=torch.Generator().manual_seed(seed))
-    return [torch.Generator(device).manual_seed(own) for own in seeds.tolist()]
-
-
-def trace_in_batches(
-    sampler: SGLD, energy: Energy, x: Tensor, generators: Sequence[torch.Generator], batch_size: int = 128,
-    every: int = 1, steps: int | None = None, labels: Tensor | None = None, given: Given | None = None,
-) -> Tensor:  # fmt: skip
-    """`sampler.trace` of any number of chains, `batch_size` at a time on the generators' device: snapshots
-    (T, B, *shape) on the CPU. The result does not depend on `batch_size`, which is rounded down to a multiple
-    of GROUP (at least GROUP), and the last batch is filled up to one. `given` as in SGLD, of all the chains.
-    """
-    batch_size = max(batch_size // GROUP, 1) * GROUP
-
-    def batch(x: Tensor, start: int) -> Tensor:
-        return padded(x[start : start + batch_size]).to(generators[0].device)
-
-    parts = []
-    for start in range(0, len(x), batch_size):
-        part, own = batch(x, start), list(generators[start : start + batch_size])
-        count = len(own)
-        own += [torch.Generator(part.device).manual_seed(0) for _ in range(len(part) - count)]
-        its_labels = None if labels is None else batch(labels, start)
-        held = (batch(given[0], start), batch(given[1], start)) if given else None
-        trace = sampler.trace(energy, part, own, every=every, steps=steps, labels=its_labels, given=held)
-        parts.append(trace[:, :count].cpu())
-    return torch.cat(parts, dim=1)

@@ -12,7 +12,7 @@ from typing import IO, Any, Self
 import wandb
 
 from ebm import check
-from ebm.metrics import Array
+from ebm.evaluation.metrics import Array
 
 MODES = ("online", "offline", "disabled")
 # What the run table shows of a number beside its last value. Names, no globs: of two that match W&B takes any.
