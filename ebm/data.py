@@ -27,6 +27,12 @@ def scaled(x: Tensor) -> Tensor:
     return x.float().div(127.5).sub(1) if x.dtype == torch.uint8 else x
 
 
+def noised(x: Tensor, noise_std: float, bounds: tuple[float, float] | None, generator: torch.Generator) -> Tensor:
+    """x + N(0, noise_std²), clamped to `bounds` (None: not): what chains of the sampler have, too."""
+    low, high = bounds or (-math.inf, math.inf)
+    return (x + torch.empty_like(x).normal_(0, noise_std, generator=generator)).clamp(low, high)
+
+
 @dataclass
 class Dataset:
     """`train` and `test` (N, *shape): bytes 0…255, or floats in [−1, 1]; labels (N,) where there are any, and the

@@ -72,7 +72,7 @@ class ConvEnergy(Network):
 
     def __init__(
         self, shape: Sequence[int] = (1, 28, 28), hidden: int = 32, classes: int | None = None, temperature: float = 1.0
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(check.image_shape("energy.shape", shape), classes, temperature)
         h = check.number("energy.hidden", hidden, 2, integer=True)
         channels, height, width = self.shape
@@ -97,24 +97,6 @@ class Residual(nn.Module):
         return x + self.inner(x)
 
 
-class Attention(nn.Module):
-    """Self-attention between pixels (Zhang et al. 2019, "SAGAN", section 3): x (B, C, H, W) → x + γ·v(x)·softmax(…).
-
-    γ starts at 0, and the energy as one without attention.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.query, self.key = (nn.Conv2d(channels, max(channels // 8, 1), 1) for _ in range(2))
-        self.value = nn.Conv2d(channels, channels, 1)
-        self.gamma = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (layer(x).flatten(2) for layer in (self.query, self.key, self.value))
-        weights = (query.transpose(1, 2) @ key).softmax(dim=2)  # (B, pixel, pixel it looks at)
-        return x + self.gamma * (value @ weights.transpose(1, 2)).view_as(x)
-
-
 class ResNetEnergy(Network):
     """A residual network for images of any size: x (B, C, H, W) in [−1, 1] → E(x) (B,).
 
@@ -129,7 +111,6 @@ class ResNetEnergy(Network):
                    energy does not see pixels' noise, and its samples keep theirs
     spectral_norm  divides every layer's weights by their largest singular value (Miyato et al. 2018), so that the
                    energy is steep nowhere; its power iteration stands still in eval mode, and so while sampling
-    attention      after the second level (Zhang et al. 2019); such an energy is sampled by autograd
     scales         E is the sum of as many such networks, on the image, its 2×2 averages, theirs, … (Du, Li,
                    Tenenbaum & Mordatch 2021, section 3.3); more than one are sampled by autograd
 
@@ -137,10 +118,17 @@ class ResNetEnergy(Network):
     """
 
     def __init__(
-        self, shape: Sequence[int] = (1, 28, 28), width: int = 32, levels: int = 3, blocks: int = 1,
-        spectral_norm: bool = False, attention: bool = False, scales: int = 1, classes: int | None = None,
-        temperature: float = 1.0, stem: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        shape: Sequence[int] = (1, 28, 28),
+        width: int = 32,
+        levels: int = 3,
+        blocks: int = 1,
+        spectral_norm: bool = False,
+        scales: int = 1,
+        classes: int | None = None,
+        temperature: float = 1.0,
+        stem: int = 0,
+    ) -> None:
         super().__init__(check.image_shape("energy.shape", shape), classes, temperature)
         check.number("energy.width", width, 1, integer=True)
         check.number("energy.blocks", blocks, 0, integer=True)
@@ -149,13 +137,13 @@ class ResNetEnergy(Network):
         check.number("energy.levels", levels, 1, most, integer=True)
         check.number("energy.scales", scales, 1, most, integer=True)
         self.networks = nn.ModuleList(
-            self._network(width, min(levels, most - scale), blocks, attention, scale, stem) for scale in range(scales)
+            self._network(width, min(levels, most - scale), blocks, scale, stem) for scale in range(scales)
         )
         if spectral_norm:
             for module in [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
                 nn.utils.parametrizations.spectral_norm(module)
 
-    def _network(self, width: int, levels: int, blocks: int, attention: bool, scale: int, stem: int) -> nn.Sequential:
+    def _network(self, width: int, levels: int, blocks: int, scale: int, stem: int) -> nn.Sequential:
         layers: list[nn.Module] = [nn.Conv2d(self.shape[0], stem, 3, padding=1), nn.SiLU()] if stem else []
         before = stem or self.shape[0]
         for level in range(levels):
@@ -164,8 +152,6 @@ class ResNetEnergy(Network):
             for _ in range(blocks):
                 first, second = (nn.Conv2d(after, after, 3, padding=1) for _ in range(2))
                 layers += [Residual(first, nn.SiLU(), second), nn.SiLU()]
-            if attention and level == min(1, levels - 1):
-                layers.append(Attention(after))
             before = after
         pixels = math.prod(n >> scale + levels for n in self.shape[1:])
         layers += [nn.Flatten(), nn.Linear(before * pixels, before), nn.SiLU()]
@@ -186,9 +172,13 @@ class MLPEnergy(Network):
     """Linear layers with SiLU between, for vectors: x (B, D), or any (B, *shape), flattened → E(x) (B,)."""
 
     def __init__(
-        self, shape: Sequence[int] = (2,), hidden: int = 128, depth: int = 3, classes: int | None = None,
+        self,
+        shape: Sequence[int] = (2,),
+        hidden: int = 128,
+        depth: int = 3,
+        classes: int | None = None,
         temperature: float = 1.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         dims = tuple(check.number("energy.shape", size, 1, integer=True) for size in shape)
         super().__init__(dims, classes, temperature)
         check.number("energy.hidden", hidden, 1, integer=True)

@@ -77,7 +77,7 @@ def test_contrastive_divergence_learns_a_mixture_of_gaussians() -> None:
         torch.set_rng_state(generator.get_state())
         energy = MLPEnergy((2,), hidden=64, depth=3)
     sampler = SGLD(steps=20, step_size=0.002, noise_std="langevin", grad_clamp=None)
-    loss_function = ContrastiveDivergence(alpha=0.0, noise_std=0.0)
+    loss_function = ContrastiveDivergence(alpha=0.0)
     optimizer = torch.optim.Adam(energy.parameters(), lr=2e-3, betas=(0.0, 0.99))
     chains = uniform_noise((256, 2), generator)
     grid = densities.midpoints(100)

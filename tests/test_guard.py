@@ -16,10 +16,10 @@ BARS = [*SMALL, "energy.hidden=8", "sampler.steps=5", "train.max_steps=60", "tra
 DIVERGING = {
     "not_finite": [*BARS, "optimizer.lr=10"],
     "score_gap": [*DIGITS, "optimizer.lr=1e-2"],
-    "gap_trend": [*DIGITS, "optimizer.lr=1e-2", "loss.alpha=0"],
-    "energy_magnitude": [*DIGITS, "optimizer.lr=1e-2", "loss.alpha=0"],
-    "saturation": [*DIGITS, "sampler.step_size=1e6", "sampler.grad_clamp=null", "loss.alpha=0"],
-    "clamp_share": [*DIGITS, "optimizer.lr=3e-2", "loss.alpha=0"],
+    "gap_trend": [*DIGITS, "optimizer.lr=1e-2", "loss.contrastive_divergence.alpha=0"],
+    "energy_magnitude": [*DIGITS, "optimizer.lr=1e-2", "loss.contrastive_divergence.alpha=0"],
+    "saturation": [*DIGITS, "sampler.step_size=1e6", "sampler.grad_clamp=null", "loss.contrastive_divergence.alpha=0"],
+    "clamp_share": [*DIGITS, "optimizer.lr=3e-2", "loss.contrastive_divergence.alpha=0"],
     "noise_score": [*BARS, "optimizer.lr=1e-1"],
     "fresh_chains": [*DIGITS, "optimizer.lr=1e-2"],
 }

@@ -17,7 +17,7 @@ from torch import nn
 from ebm.data import mnist5k, scaled
 from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy, labels_in_proportion
 from ebm.evaluation import metrics
-from ebm.losses import ContrastiveDivergence
+from ebm.losses import Classification, ContrastiveDivergence, Sum
 from ebm.running import checkpoint
 from ebm.sampling.buffer import ReplayBuffer
 from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
@@ -162,7 +162,7 @@ def test_the_loss_by_hand():
     energy = MLPEnergy((2,), hidden=8, classes=3, temperature=0.2)
     x_data, x_model = torch.rand(4, 2), torch.rand(4, 2)
     y_data, y_model = torch.tensor([0, 2, 1, 1]), torch.tensor([1, 1, 0, 2])
-    loss_function = ContrastiveDivergence(alpha=0.1, noise_std=0, classification_weight=0.5)
+    loss_function = Sum({"cd": ContrastiveDivergence(alpha=0.1), "classification": Classification(0.5)})
     loss, logs = loss_function(energy, x_data, x_model, generator(), y_data, y_model)
     e_data, e_model = energy(x_data, y_data), energy(x_model, y_model)
     cross_entropy = -(energy.outputs(x_data) / 0.2).softmax(dim=1)[range(4), y_data].log().mean()
@@ -258,7 +258,7 @@ def test_labels_out_of_range_leave_nothing(tmp_path):
     (tmp_path / "mine").touch()  # an empty folder would go with the run's
     for name, overrides, words in [
         ("few", ["energy.classes=5"], "energy.classes=5 needs data with labels below it; those of mnist5k: 0 to 9"),
-        ("none", ["data=two_moons", "energy=mlp", "energy.classes=5"], "those of two_moons: none"),
+        ("none", ["data=plane", "data.name=two_moons", "energy=mlp", "energy.classes=5"], "those of two_moons: none"),
     ]:
         assert_one_line_error(run("train.py", *overrides, f"hydra.run.dir={tmp_path / name}"), words)
         assert [file.name for file in tmp_path.iterdir()] == ["mine"]

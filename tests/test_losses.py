@@ -1,48 +1,54 @@
 import pytest
 import torch
 
-from ebm.data import mixed
-from ebm.losses import ContrastiveDivergence
+from ebm.data import mixed, noised
+from ebm.losses import KL, Classification, ContrastiveDivergence, Sum, Twins
 from ebm.optim import ExponentialDecay, PolynomialDecay, adam
 
 
 def test_against_a_computation_by_hand():
     """E(x) = x: data 1, 3 and negatives −1, 0 give cd = 2 + 0.5 and mean squares 5 and 0.5."""
     x_data, x_model = torch.tensor([[1.0], [3.0]]), torch.tensor([[-1.0], [0.0]])
-    loss, logs = ContrastiveDivergence(alpha=0.1, noise_std=0.0, bounds=None)(
-        lambda x: x.squeeze(1), x_data, x_model, torch.Generator()
-    )
+    loss, logs = ContrastiveDivergence(alpha=0.1)(lambda x: x.squeeze(1), x_data, x_model, torch.Generator())
     assert loss.item() == pytest.approx(2.5 + 0.1 * 5.5)
     assert logs.pop("e_model").tolist() == [-1.0, 0.0]
     want = {"loss": 3.05, "cd": 2.5, "energy_l2": 0.55, "score_real": -2.0, "score_fake": 0.5}
     assert {name: value.item() for name, value in logs.items()} == pytest.approx(want)
 
 
-def test_data_get_noise_and_clamp_and_negatives_do_not():
+def test_data_and_negatives_go_through_the_energy_together():
     seen = []
 
     def energy(x):
         seen.append(x)
         return x.flatten(1).sum(dim=1)
 
-    x = torch.ones(4000, 1)
-    ContrastiveDivergence(noise_std=0.01)(energy, x, x, torch.Generator().manual_seed(0))
+    x_data, x_model = torch.rand(5, 3), torch.rand(4, 3)
+    loss = Sum({"one": ContrastiveDivergence(), "other": ContrastiveDivergence()})
+    loss(energy, x_data, x_model, torch.Generator())
     (both,) = seen  # one forward pass
-    data, model = both[:4000], both[4000:]
-    assert torch.equal(model, x) and data.max() == 1 and torch.equal(x, torch.ones(4000, 1))
+    assert torch.equal(both, torch.cat([x_data, x_model]))
+
+
+def test_data_get_noise_and_a_clamp():
+    x = torch.ones(4000, 1)
+    data = noised(x, 0.01, (-1.0, 1.0), torch.Generator().manual_seed(0))
+    assert data.max() == 1 and torch.equal(x, torch.ones(4000, 1))
     below = data[data < 1]
     assert 0.45 < len(below) / 4000 < 0.55
     assert (below - 1).square().mean().sqrt().item() == pytest.approx(0.01, rel=0.1)
+    assert noised(x, 0.01, None, torch.Generator().manual_seed(0)).max() > 1
 
 
-def test_energy_clamp_stops_the_push_beyond_it():
-    x = torch.tensor([[0.5], [3.0]])
-    theta = torch.ones((), requires_grad=True)
-    loss_function = ContrastiveDivergence(alpha=0.0, noise_std=0.0, bounds=None, energy_clamp=1.0)
-    loss, logs = loss_function(lambda x: theta * x.squeeze(1), x, -x, torch.Generator())
-    (gradient,) = torch.autograd.grad(loss, theta)
-    assert logs["cd"].item() == pytest.approx((0.5 + 1) / 2 + (0.5 + 1) / 2)
-    assert gradient.item() == pytest.approx((0.5 + 0.5) / 2)  # 3 and −3 are beyond: no gradient
+def test_a_sum_logs_each_term_under_its_name():
+    x = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
+    loss = Sum({"first": ContrastiveDivergence(0.1), "second": ContrastiveDivergence(0.3)})
+    value, logs = loss(lambda x: x.sum(dim=1), x, x, torch.Generator())
+    squares = 2 * x.sum(dim=1).square().mean()
+    torch.testing.assert_close(logs["first"], 0.1 * squares)
+    torch.testing.assert_close(logs["second"], 0.3 * squares)
+    torch.testing.assert_close(value, 0.4 * squares)
+    assert torch.equal(logs["loss"], value)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -51,17 +57,8 @@ def test_kl_term_against_calculus(steps):
     step_size, weight, start = 0.3, 0.7, torch.tensor([[0.2, 1.0], [-0.6, 0.4], [0.5, -0.9]])
     theta = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     x = start.double()
-    loss_function = ContrastiveDivergence(
-        alpha=0.0,
-        noise_std=0.0,
-        kl_weight=weight,
-        kl_steps=steps,
-        entropy_weight=0.2,
-        step_size=step_size,
-        grad_clamp=None,
-    )
-    loss, logs = loss_function(lambda x: theta * x.square().sum(dim=1) / 2, x, x, torch.Generator())
-    assert logs["cd"].item() == 0
+    loss_function = KL(weight, steps, entropy_weight=0.2, step_size=step_size, grad_clamp=None)
+    loss, _ = loss_function(lambda x: theta * x.square().sum(dim=1) / 2, x, x, torch.Generator())
     (gradient,) = torch.autograd.grad(loss, theta)
 
     shrink = (1 - step_size * 1.5) ** steps
@@ -76,7 +73,7 @@ def test_kl_term_against_calculus(steps):
     assert gradient.item() == pytest.approx(weight * want.item())
 
 
-def test_contrast_against_a_computation_by_hand():
+def test_twins_against_a_computation_by_hand():
     """T·log(1 + exp((E(x_i) − E(twin_j))/T)) for all i, j; twins are mirror images, or x itself where nothing turns."""
 
     class Tilt(torch.nn.Module):
@@ -86,13 +83,11 @@ def test_contrast_against_a_computation_by_hand():
             return (x * torch.linspace(-1, 1, 16).view(4, 4)).flatten(1).sum(dim=1)
 
     x = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    for contrast, twins in (({"flip": 1.0, "jitter": 0.1}, x.flip(-1)), ({"jitter": 0.0}, x)):
-        loss_function = ContrastiveDivergence(0.0, 0.0, contrast={"weight": 0.7, **contrast})
-        loss, logs = loss_function(Tilt(), x, x, torch.Generator().manual_seed(0))
+    for settings, twins in (({"flip": 1.0, "jitter": 0.1}, x.flip(-1)), ({"jitter": 0.0}, x)):
+        loss, logs = Twins(0.7, **settings)(Tilt(), x, x, torch.Generator().manual_seed(0))
         less = torch.stack([Tilt()(x)[i] - Tilt()(twins)[j] for i in range(50) for j in range(50)])
-        torch.testing.assert_close(logs["contrast"], 0.7 * 0.5 * (1 + (less / 0.5).exp()).log().mean())
-        torch.testing.assert_close(loss, logs["contrast"])
-        assert logs["contrast_accuracy"] == (less < 0).float().mean()
+        torch.testing.assert_close(loss, 0.7 * 0.5 * (1 + (less / 0.5).exp()).log().mean())
+        assert logs["twins_accuracy"] == (less < 0).float().mean()
 
 
 @pytest.mark.parametrize("jitter, right", [(0.0, 1.0), (1.0, 0.5)])
@@ -103,9 +98,8 @@ def test_jitter_takes_away_the_cue_of_interpolation(jitter, right):
         return -(x.diff(dim=-1).square().flatten(1).sum(dim=1))
 
     x = torch.randint(2, (400, 1, 8, 8), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
-    loss_function = ContrastiveDivergence(contrast={"weight": 1.0, "rotation": 45, "jitter": jitter})
-    _, logs = loss_function(roughness, x, x, torch.Generator().manual_seed(1))
-    assert logs["contrast_accuracy"].item() == pytest.approx(right, abs=0.08)
+    _, logs = Twins(rotation=45, jitter=jitter)(roughness, x, x, torch.Generator().manual_seed(1))
+    assert logs["twins_accuracy"].item() == pytest.approx(right, abs=0.08)
 
 
 def test_mixed_images_hold_a_rectangle_of_the_one_before():
@@ -135,8 +129,8 @@ def test_a_share_of_the_twins_is_mixed():
 
     x = torch.arange(400.0).view(-1, 1, 1, 1).expand(-1, 1, 8, 8) / 400
     for share in (0.0, 0.3, 1.0):
-        loss_function = ContrastiveDivergence(contrast={"weight": 1.0, "flip": 1.0, "mix": share})
-        twins = loss_function.contrasts(total, x, torch.Generator().manual_seed(2))[0] + total(x)[0]
+        differences = Twins(jitter=0, flip=1, mix=share).differences(total, x, torch.Generator().manual_seed(2))
+        twins = differences[0] + total(x)[0]
         changed = (twins - total(x)).abs() > 1e-3
         assert abs(changed.float().mean() - share) <= 0.08
 
@@ -150,13 +144,13 @@ def test_schedules():
 @pytest.mark.parametrize(
     "build, key",
     [
-        (lambda: ContrastiveDivergence(alpha=-1), "loss.alpha"),
-        (lambda: ContrastiveDivergence(noise_std="a"), "loss.noise_std"),  # type: ignore[arg-type]
-        (lambda: ContrastiveDivergence(energy_clamp=0), "loss.energy_clamp"),
-        (lambda: ContrastiveDivergence(kl_steps=0), "loss.kl_steps"),
-        (lambda: ContrastiveDivergence(contrast={"weight": -1}), "loss.contrast.weight"),
-        (lambda: ContrastiveDivergence(contrast={"rotation": 181}), "loss.contrast.rotation"),
-        (lambda: ContrastiveDivergence(contrast={"mix": 1.1}), "loss.contrast.mix"),
+        (lambda: Sum({}), "loss"),
+        (lambda: ContrastiveDivergence(alpha=-1), "loss.contrastive_divergence.alpha"),
+        (lambda: Classification(-1), "loss.classification.weight"),
+        (lambda: KL(steps=0), "loss.kl.steps"),
+        (lambda: Twins(weight=-1), "loss.twins.weight"),
+        (lambda: Twins(rotation=181), "loss.twins.rotation"),
+        (lambda: Twins(mix=1.1), "loss.twins.mix"),
         (lambda: adam([], lr=0), "optimizer.lr"),
         (lambda: adam([], beta1=1.0), "optimizer.beta1"),
         (lambda: ExponentialDecay(0), "scheduler.gamma"),

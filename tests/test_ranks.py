@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from test_resume import SMALL, assert_equal, checkpoint, go, images, processes, records, resume  # noqa: F401
 
 from ebm.energies import ConvEnergy
-from ebm.losses import ContrastiveDivergence
+from ebm.losses import KL, ContrastiveDivergence, Sum
 from ebm.running import ranks
 from ebm.running.cli import Signals
 
@@ -51,7 +51,7 @@ def energy_and_batch() -> tuple[ConvEnergy, torch.Tensor, torch.Tensor]:
     return energy, torch.rand(16, 1, 8, 8, generator=generator), torch.rand(16, 1, 8, 8, generator=generator)
 
 
-LOSS = ContrastiveDivergence(noise_std=0, kl_weight=0.5, entropy_weight=0)
+LOSS = Sum({"cd": ContrastiveDivergence(), "kl": KL(0.5, entropy_weight=0)})
 
 
 def half_a_step(folder: Path) -> None:
@@ -189,11 +189,11 @@ def test_numbers_that_the_ranks_cannot_share_are_refused(monkeypatch):
 
 
 def test_a_sweep_under_torchrun_is_refused(monkeypatch, capsys):
-    import train
+    from ebm.running.sweep import TrainingSweep
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as exit:
-        train.Sweep().on_multirun_start(OmegaConf.create({"hydra": {"launcher": {}}}))
+        TrainingSweep().on_multirun_start(OmegaConf.create({"hydra": {"launcher": {}}}))
     assert exit.value.code == 2 and "-m under torchrun" in capsys.readouterr().err
 
 

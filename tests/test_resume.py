@@ -20,6 +20,7 @@ from PIL import Image
 
 import train
 from ebm.running import checkpoint
+from ebm.running.resume import alone_in, forced
 
 SMALL = ["device=cpu", "data=folder", "data.image_size=8", "data.channels=1", "energy.hidden=2", "buffer.capacity=48"]
 SMALL += [
@@ -70,7 +71,7 @@ def child(run_dir: Path, *overrides: str):
 
 
 def resume(run_dir: Path, *overrides: str) -> None:
-    go(run_dir.with_name("unused"), *train.forced([f"resume={run_dir}", *overrides]))
+    go(run_dir.with_name("unused"), *forced([f"resume={run_dir}", *overrides]))
 
 
 def records(run_dir: Path) -> list[dict]:
@@ -277,7 +278,7 @@ def test_a_run_directory_of_others_writes_and_calls_nothing_else(
 
 def test_one_process_at_a_time(tmp_path, images, capsys):
     go(tmp_path / "run", *SMALL, images, "train.max_steps=2")
-    with train.alone_in(tmp_path / "run"), pytest.raises(SystemExit) as exit:
+    with alone_in(tmp_path / "run"), pytest.raises(SystemExit) as exit:
         resume(tmp_path / "run", "train.max_steps=4")
     assert exit.value.code == 2 and "is being trained by another process" in capsys.readouterr().err
     resume(tmp_path / "run", "train.max_steps=4")
@@ -320,7 +321,7 @@ def test_what_fails_at_the_end_loses_nothing(tmp_path, images, monkeypatch, what
     more = [*SMALL, images, "train.max_steps=8", "objective=frechet", f"cache={tmp_path / 'cache'}"]
     go(tmp_path / "whole", *more)
     with monkeypatch.context() as broken:
-        broken.setattr(train, what, lambda *_: 1 / 0)
+        broken.setattr(pictures, what, lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             go(tmp_path / "run", *more)
     assert checkpoint.load(tmp_path / "run")["step"] == 8

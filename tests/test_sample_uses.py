@@ -262,7 +262,7 @@ def test_compose_by_config(tmp_path):
     b = trained_gaussian(tmp_path / "b.pt", [0.5, 0.1], 0.2)
     c = trained_gaussian(tmp_path / "c.pt", [0.0, 0.0], 0.4, data="rings")  # data= says that it is one plane
     result = run(
-        "sample.py", f"checkpoint={a}", f"compose=[{b},{c}]", "weights=[1,1,-0.5]", "data=rings", "steps=200",
+        "sample.py", f"checkpoint={a}", f"compose=[{b},{c}]", "weights=[1,1,-0.5]", "data=plane", "steps=200",
         "sampler.step_size=1e-3", "sampler.noise_std=langevin", "sampler.grad_clamp=null", "sampler.bounds=null",
         "num_samples=2000", "batch_size=2000", f"out={tmp_path / 'out'}",
     )  # fmt: skip

@@ -185,9 +185,9 @@ GROUPS = {
         "clothes": ["data.root={root}"],
         "outliers": ["data.root={root}", "energy.hidden=4"],
         "residual": ["data.root={root}", "energy.width=2"],
-        "residual_twins": ["data.root={root}", "energy.width=2", "start=null", "train.chains=4"],
-        "residual_finish": ["data.root={root}", "energy.width=2", "start=null", "train.chains=4"],
-        "residual_settle": ["data.root={root}", "energy.width=2", "start=null"],
+        "residual_twins": ["data.root={root}", "energy.width=2", "initial_weights=null", "train.chains=4"],
+        "residual_finish": ["data.root={root}", "energy.width=2", "initial_weights=null", "train.chains=4"],
+        "residual_settle": ["data.root={root}", "energy.width=2", "initial_weights=null"],
         "residual_clothes": ["data.root={root}", "energy.width=2"],
         **{name: [] for name in ("density", "convergent", "nonconvergent", "hybrid")},
     },
@@ -229,16 +229,16 @@ def test_every_config_trains_two_steps(group, option, tmp_path, request):
 
 @pytest.mark.slow
 def test_training_options_together(tmp_path):
-    """KL term, contrast, energy clamp, augmented chains from class means, annealed steps, warm-ups; a residual net."""
+    """KL term, twins, augmented chains from class means, annealed steps, warm-up; a residual net."""
     path = tmp_path / "run"
     result = run(
-        "train.py", "energy=resnet", "energy.width=2", "energy.spectral_norm=true", "energy.attention=true",
-        "energy.scales=2", "loss.alpha=0", "loss.energy_clamp=1", "loss.kl_weight=0.3", "loss.kl_steps=2",
-        "loss.contrast.weight=0.5", "loss.contrast.rotation=90", "loss.contrast.flip=0.5",
+        "train.py", "energy=resnet", "energy.width=2", "energy.spectral_norm=true",
+        "energy.scales=2", "loss=[contrastive_divergence,kl,twins]", "loss.contrastive_divergence.alpha=0",
+        "loss.kl.steps=2", "loss.twins.weight=0.5", "loss.twins.rotation=90", "loss.twins.flip=0.5",
         "buffer.init=class_means", "buffer.reinit_probability=0", "buffer.capacity=16", "train.batch_size=16",
         "buffer.augment.probability=0.5", "sampler.steps=5", "sampler.final_step_size=5",
         "sampler.final_noise_std=0.001",
-        "train.warmup_steps=4", "train.warmup_sgld_steps=1", "optimizer.lr=1e-3", "scheduler=exponential",
+        "train.warmup_steps=4", "optimizer.lr=1e-3", "scheduler=exponential",
         "train.max_steps=6", "train.log_every=1", "train.sample_steps=8", "wandb.mode=disabled",
         f"hydra.run.dir={path}",
     )  # fmt: skip
@@ -246,18 +246,19 @@ def test_training_options_together(tmp_path):
     logged = [line for line in records(path) if "train/lr" in line]
     assert [line["train/lr"] for line in logged] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
     assert all(line["train/energy_l2"] == 0 for line in logged)
+    terms = ("train/contrastive_divergence", "train/kl", "train/twins")
     for line in logged:
-        assert line["train/loss"] == pytest.approx(sum(line[f"train/{n}"] for n in ("cd", "kl", "contrast")), abs=1e-5)
-    assert load(path)["buffer"]["ages"].tolist() == [2 + 3 + 4 + 5 + 5 + 5] * 16  # K from 1 to 5 over four steps
+        assert line["train/loss"] == pytest.approx(sum(map(line.get, terms)), abs=1e-5)
+    assert load(path)["buffer"]["ages"].tolist() == [6 * 5] * 16
 
 
 @pytest.mark.slow
 def test_a_run_starts_from_weights_that_ship_and_moves_a_part_of_its_chains(tmp_path):
     path = tmp_path / "run"
     result = run(
-        "train.py", *TINY, "energy.hidden=32", "start=mnist", "train.chains=4", "buffer.reinit_probability=0.5",
-        "buffer.policy=fifo", "buffer.initial=16", "train.max_steps=40", "train.save_every_steps=10", "train.keep=9",
-        "train.log_every=1", "wandb.mode=disabled", f"hydra.run.dir={path}",
+        "train.py", *TINY, "energy.hidden=32", "initial_weights=mnist", "train.chains=4", "buffer.policy=fifo",
+        "buffer.reinit_probability=0.5", "buffer.initial=16", "train.max_steps=40", "train.save_every_steps=10",
+        "train.keep=9", "train.log_every=1", "wandb.mode=disabled", f"hydra.run.dir={path}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     first, ours = load(path / "checkpoints/step_000000.pt"), load("mnist")["energy"]
@@ -267,9 +268,9 @@ def test_a_run_starts_from_weights_that_ship_and_moves_a_part_of_its_chains(tmp_
     reached = [line["chain/fresh_reached"] for line in records(path) if "chain/fresh_reached" in line]
     assert len(reached) > 30 and all(0 <= share <= 1 for share in reached)
 
-    result = run("train.py", *TINY, "start=mnist", f"hydra.run.dir={tmp_path / 'other'}")
-    assert_one_line_error(result, "start=mnist", "layers.0.bias", "(16,)", "(2,)")
-    result = run("train.py", "start=nothing", f"hydra.run.dir={tmp_path / 'other'}")
+    result = run("train.py", *TINY, "initial_weights=mnist", f"hydra.run.dir={tmp_path / 'other'}")
+    assert_one_line_error(result, "initial_weights=mnist", "layers.0.bias", "(16,)", "(2,)")
+    result = run("train.py", "initial_weights=nothing", f"hydra.run.dir={tmp_path / 'other'}")
     assert_one_line_error(result, "nothing does not exist", "mnist_joint")
 
 
@@ -344,7 +345,7 @@ def test_every_number_of_the_tutorial_is_a_default():
     assert (sampler.steps, sampler.step_size, sampler.noise_std, sampler.grad_clamp) == (60, 10.0, 0.005, 0.03)
     buffer = cfg.buffer
     assert (buffer.capacity, buffer.initial, buffer.reinit_probability, buffer.policy) == (8192, 128, 0.05, "fifo")
-    assert (cfg.loss.alpha, cfg.loss.noise_std) == (0.1, 0.005)
+    assert (cfg.loss.contrastive_divergence.alpha, cfg.train.data_noise_std) == (0.1, 0.005)
     assert (cfg.optimizer.lr, cfg.optimizer.beta1, cfg.optimizer.beta2) == (1e-4, 0.0, 0.999)
     assert cfg.scheduler.gamma == 0.97
     train = cfg.train
@@ -476,12 +477,12 @@ def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
         ("optimizer.lr=nan", ["optimizer.lr"]),
         ("buffer.capacity=0", ["buffer.capacity"]),
         ("buffer.capacity=64", ["buffer.capacity", "batch size"]),
-        ("loss.alpha=x", ["loss.alpha"]),
+        ("loss.contrastive_divergence.alpha=x", ["loss.contrastive_divergence.alpha"]),
         ("energy.hidden=1.5", ["energy.hidden"]),
         ("train.batch_size=100000", ["train.batch_size", "4500"]),
         ("buffer.capacity=1000000000000", ["buffer.capacity", "3,152,000,000,000,000 bytes"]),
         ("energy.hidden=1000000", ["energy", "bytes"]),
-        ("data=rings energy=mlp data.train_size=1000000000000", ["data.train_size", "bytes"]),
+        ("data=plane energy=mlp data.train_size=1000000000000", ["data.train_size", "bytes"]),
         ("train.max_steps=0", ["train.max_steps"]),
         ("experiment=residual_finish data=mnist5k", ["RUN_DIR", "run directory"]),
         ("train.chains=129", ["train.chains", "128"]),
@@ -491,7 +492,9 @@ def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
         ("seed=-1", ["seed"]),
         ("wandb.mode=loud", ["wandb.mode", "WANDB_MODE", "offline"]),
         ("data=folder", ["data.root"]),
-        ("data=rings energy=mlp loss.contrast.weight=1", ["loss.contrast.weight", "(2,)"]),
+        ("data=plane energy=mlp loss=[contrastive_divergence,twins]", ["loss.twins", "(2,)"]),
+        ("loss=[contrastive_divergence,classification]", ["loss.classification", "energy.classes"]),
+        ("loss=[]", ["loss must be"]),
     ],
 )
 def test_train_refuses(override, words, tmp_path):

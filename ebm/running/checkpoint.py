@@ -129,7 +129,10 @@ def load_file(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not a checkpoint of plain-ebm: {problem}")
     if "buffer" in state:
         state["buffer"].setdefault("labels", torch.zeros_like(state["buffer"]["ages"]))
-    return older.upgraded(state)
+    try:
+        return older.upgraded(state)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is not a checkpoint of plain-ebm, of no version: {error!r}") from error
 
 
 def _stored(content: bytes) -> bytes:

@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -19,6 +19,42 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import torch
+
+
+# Names that have changed: of keys, and of the options of groups.
+RENAMED = {
+    "start": "initial_weights",
+    "loss.alpha": "loss.contrastive_divergence.alpha",
+    "loss.noise_std": "train.data_noise_std",
+    "loss.contrast": "loss.twins, with loss=[contrastive_divergence,twins]",
+    "loss.classification_weight": "loss.classification.weight, with loss=[contrastive_divergence,classification]",
+    "loss.kl_weight": "loss.kl.weight, with loss=[contrastive_divergence,kl]",
+    "loss.kl_steps": "loss.kl.steps",
+    "loss.entropy_weight": "loss.kl.entropy_weight",
+    "loss.energy_clamp": "",
+    "train.warmup_sgld_steps": "",
+    "energy.attention": "",
+    "samples.inception": "",
+    "scheduler=linear": "scheduler=polynomial scheduler.power=1",
+    "experiment=outliers": "experiment=wide",
+    **{
+        f"data={name}": f"data=plane data.name={name}"
+        for name in ("eight_gaussians", "two_moons", "rings", "checkerboard", "pinwheel")
+    },
+    **{
+        f"experiment={name}": "experiment=density with overrides: see conf/experiment/README.md"
+        for name in ("nonconvergent", "hybrid", "convergent")
+    },
+}
+
+
+def refuse_old_names(arguments: Iterable[str]) -> None:
+    """ValueError for a key=value that has another name now, with the new one."""
+    for argument in arguments:
+        key = argument.partition("=")[0].lstrip("+~")
+        for old, new in RENAMED.items():
+            if old in (key, argument.lstrip("+~")) or key.startswith(f"{old}."):
+                raise ValueError(f"{old} is now {new}" if new else f"{old} is no more: leave it out")
 
 
 def end_at_once(number: int, frame: Any = None) -> None:
@@ -47,6 +83,8 @@ def run_main(main: Callable[[], Any]) -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII's has no σ
     try:
+        with one_line_errors():
+            refuse_old_names(sys.argv[1:])
         main()
     finally:
         handle_signals(end_at_once)

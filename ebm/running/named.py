@@ -14,7 +14,7 @@ from torch import nn
 from ebm import densities
 from ebm.data import image_folder, mnist5k, torchvision_dataset
 from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy
-from ebm.losses import ContrastiveDivergence
+from ebm.losses import KL, Classification, ContrastiveDivergence, Twins
 from ebm.optim import ExponentialDecay, PolynomialDecay, adam
 from ebm.running.guard import Guard
 from ebm.sampling.buffer import ReplayBuffer
@@ -36,7 +36,12 @@ SHIPPED: dict[str, dict[str, Part]] = {
     },
     "sampler": {"ebm.sampling.sgld.SGLD": SGLD},
     "buffer": {"ebm.sampling.buffer.ReplayBuffer": ReplayBuffer},
-    "loss": {"ebm.losses.ContrastiveDivergence": ContrastiveDivergence},
+    "loss": {  # each of its terms
+        "ebm.losses.ContrastiveDivergence": ContrastiveDivergence,
+        "ebm.losses.Classification": Classification,
+        "ebm.losses.KL": KL,
+        "ebm.losses.Twins": Twins,
+    },
     "optimizer": {"ebm.optim.adam": adam},
     "scheduler": {
         "ebm.optim.ExponentialDecay": ExponentialDecay,
@@ -82,15 +87,19 @@ def check_config(config: Mapping[str, Any]) -> None:
     own, in a folder of PYTHONPATH where nothing is installed, or with other than plain values."""
     folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     own = [folder for folder in folders if not INSTALLED & {*Path(folder).resolve().parts}]
-    for group, value in config.items():
+    terms = config.get("loss", {})
+    if not isinstance(terms, dict):
+        raise ValueError(f"loss must be terms by name, got {terms!r}")
+    others = [(group, group, value) for group, value in config.items() if group != "loss"]
+    for group, key, value in [*others, *(("loss", f"loss.{name}", term) for name, term in terms.items())]:
         name = str(value.get("_target_")) if isinstance(value, dict) else ""
         if group in SHIPPED and name not in SHIPPED[group]:
             package = name.partition(".")[0]
             ours = ("ebm", "train", "sample", "evaluate")  # in a sweep PYTHONPATH has their folder, too
             if package in (*ours, *sys.stdlib_module_names) or PathFinder.find_spec(package, own) is None:
-                raise ValueError(f"{group}._target_={name} neither ships nor lies in a folder of PYTHONPATH")
+                raise ValueError(f"{key}._target_={name} neither ships nor lies in a folder of PYTHONPATH")
             _defined(name)
-        _settings(group, value if isinstance(value, dict) and group in SHIPPED else {group: value})
+        _settings(key, value if isinstance(value, dict) and group in SHIPPED else {key: value})
 
 
 def _settings(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -13,6 +14,7 @@ import wandb
 
 from ebm import check
 from ebm.evaluation.metrics import Array
+from ebm.running.cli import command, from_here
 
 MODES = ("online", "offline", "disabled")
 # What the run table shows of a number beside its last value. Names, no globs: of two that match W&B takes any.
@@ -179,3 +181,15 @@ class Tracker:
         self.file.close()
         if self.run:
             self.run.finish(exit_code=0 if kind is None else 1)
+
+
+def print_whereabouts(script: Path, run_dir: Path, pictures: Mapping[str, Path], tracker: Tracker) -> None:
+    """Where the run lies that `script` has trained, and what can be done with it."""
+    print(f"pictures     {' '.join(str(from_here(file)) for file in pictures.values())}")
+    print(f"checkpoint   {from_here(run_dir / 'checkpoints/last.pt')}")
+    if tracker.wandb_dir:
+        parts = shlex.quote(str(from_here(tracker.wandb_dir.parent)))  # a run that was resumed has several
+        print(f"W&B run      {tracker.wandb_dir}")
+        print(f"             {tracker.url or f'wandb sync {parts}/offline-run-*-{tracker.wandb_id}'}")
+    print(f"try next     {command(script.with_name('sample.py'), checkpoint=run_dir)}")
+    print(f"             {command(script.with_name('evaluate.py'), checkpoint=run_dir)}")

@@ -35,11 +35,21 @@ class ReplayBuffer:
     """
 
     def __init__(
-        self, shape: Sequence[int], generator: torch.Generator, capacity: int = 8192, initial: int = 128,
-        reinit_probability: float = 0.05, policy: str = "fifo", init: str = "noise", init_noise_std: float = 0.3,
-        class_means: Callable[[], Tensor] | None = None, augment: Mapping[str, float] | None = None,
-        classes: int | None = None, fresh_labels: str = "alike", class_shares: Sequence[float] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator,
+        capacity: int = 8192,
+        initial: int = 128,
+        reinit_probability: float = 0.05,
+        policy: str = "fifo",
+        init: str = "noise",
+        init_noise_std: float = 0.3,
+        class_means: Callable[[], Tensor] | None = None,
+        augment: Mapping[str, float] | None = None,
+        classes: int | None = None,
+        fresh_labels: str = "alike",
+        class_shares: Sequence[float] | None = None,
+    ) -> None:
         self.capacity = check.number("buffer.capacity", capacity, 1, integer=True)
         self.policy = check.choice("buffer.policy", policy, ("fifo", "in_place"))
         check.number("buffer.initial", initial, 1, integer=True)

@@ -48,11 +48,17 @@ class SGLD:
     """
 
     def __init__(
-        self, steps: int = 60, step_size: float = 10.0, noise_std: float | str = 0.005,
-        grad_clamp: float | None = 0.03, bounds: Sequence[float] | None = (-1.0, 1.0),
-        final_step_size: float | None = None, final_noise_std: float | None = None,
-        threads: int | None = None, backend: str = "auto",
-    ) -> None:  # fmt: skip
+        self,
+        steps: int = 60,
+        step_size: float = 10.0,
+        noise_std: float | str = 0.005,
+        grad_clamp: float | None = 0.03,
+        bounds: Sequence[float] | None = (-1.0, 1.0),
+        final_step_size: float | None = None,
+        final_noise_std: float | None = None,
+        threads: int | None = None,
+        backend: str = "auto",
+    ) -> None:
         self.steps = check.number("sampler.steps", steps, 0, integer=True)
         self.step_size = check.number("sampler.step_size", step_size, 0, open_low=True)
         self.final_step_size = step_size if final_step_size is None else final_step_size
@@ -88,10 +94,16 @@ class SGLD:
         return step_size, self.noise_std + t * (self.final_noise_std - self.noise_std)
 
     def __call__(
-        self, energy: Energy, x: Tensor, generator: Generators, steps: int | None = None,
-        callback: Callable[[int, Tensor], Any] | None = None, every: int = 1,
-        labels: Tensor | None = None, given: Given | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        energy: Energy,
+        x: Tensor,
+        generator: Generators,
+        steps: int | None = None,
+        callback: Callable[[int, Tensor], Any] | None = None,
+        every: int = 1,
+        labels: Tensor | None = None,
+        given: Given | None = None,
+    ) -> Tensor:
         """Chains `x` (B, *shape) after `steps` steps (default: the sampler's); `x` itself is left alone.
 
         generator  one: step k's noise is `torch.randn(x.shape, generator=generator)`; or one a chain:
@@ -111,48 +123,56 @@ class SGLD:
         check.number("every", every, 1, integer=True)
         if not isinstance(generator, torch.Generator) and len(generator) != len(x):
             raise ValueError(f"{len(generator)} generators for {len(x)} chains: give one, or one a chain")
-        classes = getattr(energy, "classes", None)
-        if labels is not None and len(labels) != len(x):
-            raise ValueError(f"{len(labels)} labels for {len(x)} chains")
-        if labels is not None and classes is not None:
-            if labels.dim() != 1 or labels.dtype == torch.bool or labels.is_floating_point():
-                raise ValueError(f"labels must be integers (B,), got {labels.dtype} {tuple(labels.shape)}")
-            labels = labels.to(x.device, torch.int64).contiguous()  # as the compiled steps read them
-            if labels.device.type == "cpu" and bool(((labels < 0) | (labels >= classes)).any()):
-                raise ValueError(f"labels must be in [0, {classes}), got {labels.min()} to {labels.max()}")
         if given and not given[0].shape == given[1].shape == x.shape:
             got = " and ".join(str(tuple(part.shape)) for part in given)
             raise ValueError(f"given must be a mask and values {tuple(x.shape)} like the chains, got {got}")
+        labels = checked_labels(labels, x, getattr(energy, "classes", None))
         with torch.inference_mode(False), torch.no_grad(), frozen(energy):
             x = x.detach().clone(memory_format=torch.contiguous_format)
             if given:
                 x[given[0]] = given[1][given[0]]
             _, run = self.run_as(energy, x, labelled=labels is not None)
-            # Noise is drawn a few steps at a time, and that of the next block while the threads work on this one.
-            blocks, done = [], 0
-            while done < steps:
-                length = min(steps - done, every - done % every if callback else steps, 1 if given else 8)
-                blocks.append(range(done, done + length))
-                done += length
             if callback:
                 callback(0, x)
-            memory = torch.empty(2, len(blocks[0]) if blocks else 0, *x.shape, dtype=x.dtype, device=x.device)
-            noise = self._noise(memory[0], generator, blocks[0], steps) if blocks else memory[0]
-            for i, block in enumerate(blocks):
-                jobs = self._start(run, x, noise, [self.settings(step, steps)[0] for step in block], labels)
-                try:
-                    if i + 1 < len(blocks):
-                        noise = self._noise(memory[(i + 1) % 2], generator, blocks[i + 1], steps)
-                finally:
-                    wait(jobs)  # all of them, so that none still runs when the energy is given back
-                for job in jobs:
-                    job.result()
-                if given:
-                    torch.where(given[0], given[1], x, out=x)
-                done = block.stop
-                if callback and (done % every == 0 or done == steps):
-                    callback(done, x)
+            self._run(run, x, generator, steps, callback, every, labels, given)
         return x
+
+    def _run(
+        self,
+        run: Steps,
+        x: Tensor,
+        generator: Generators,
+        steps: int,
+        callback: Callable[[int, Tensor], Any] | None,
+        every: int,
+        labels: Tensor | None,
+        given: Given | None,
+    ) -> None:
+        """The steps, block by block: the noise of the next block is drawn while the threads work on this one."""
+        longest = 1 if given else 8
+        blocks, done = [], 0
+        while done < steps:
+            until_callback = every - done % every if callback else steps
+            length = min(steps - done, until_callback, longest)
+            blocks.append(range(done, done + length))
+            done += length
+        if not blocks:
+            return
+        memory = torch.empty(2, max(map(len, blocks)), *x.shape, dtype=x.dtype, device=x.device)
+        noise = self._noise(memory[0], generator, blocks[0], steps)
+        for i, block in enumerate(blocks):
+            jobs = self._start(run, x, noise, [self.settings(step, steps)[0] for step in block], labels)
+            try:
+                if i + 1 < len(blocks):
+                    noise = self._noise(memory[(i + 1) % 2], generator, blocks[i + 1], steps)
+            finally:
+                wait(jobs)  # all of them, so that none still runs when the energy is given back
+            for job in jobs:
+                job.result()
+            if given:
+                torch.where(given[0], given[1], x, out=x)
+            if callback and (block.stop % every == 0 or block.stop == steps):
+                callback(block.stop, x)
 
     def trace(self, energy: Energy, x: Tensor, generator: Generators, every: int = 1, **kwargs: Any) -> Tensor:
         """Snapshots (T, B, *shape) of the chains: the start, every `every`-th step and the last one."""
@@ -233,6 +253,22 @@ class SGLD:
             graphs[block](x, noise, step_sizes, labels)
 
         return steps
+
+
+def checked_labels(labels: Tensor | None, x: Tensor, classes: int | None) -> Tensor | None:
+    """`labels` (B,) for chains `x` as the compiled steps read them. Raises ValueError where they do not fit."""
+    if labels is None:
+        return None
+    if len(labels) != len(x):
+        raise ValueError(f"{len(labels)} labels for {len(x)} chains")
+    if classes is None:
+        return labels
+    if labels.dim() != 1 or labels.dtype == torch.bool or labels.is_floating_point():
+        raise ValueError(f"labels must be integers (B,), got {labels.dtype} {tuple(labels.shape)}")
+    labels = labels.to(x.device, torch.int64).contiguous()
+    if labels.device.type == "cpu" and bool(((labels < 0) | (labels >= classes)).any()):
+        raise ValueError(f"labels must be in [0, {classes}), got {labels.min()} to {labels.max()}")
+    return labels
 
 
 def eager_steps(energy: Energy, grad_clamp: float | None, bounds: Box) -> Steps:

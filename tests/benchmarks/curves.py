@@ -14,7 +14,7 @@ PANELS = {
     "train/cd": "score of chains − of real images",
     "chain/score_fresh": "score K steps from noise − of old chains",
     "train/accuracy": "accuracy on real images",
-    "train/contrast_accuracy": "twins with more energy than real images",
+    "train/twins_accuracy": "twins with more energy than real images",
 }
 STEPS = 100
 

@@ -1,8 +1,7 @@
 """The two diagnostics of Nijkamp et al. 2020 ("On the Anatomy of MCMC-Based Maximum Likelihood Learning of
 Energy-Based Models", section 3) and what they mean for samples:
 
-python train.py -m experiment=nonconvergent,hybrid,convergent hydra.sweep.dir=regimes
-python tests/benchmarks/regimes.py FIGURE.png regimes/0 regimes/1 regimes/2
+python tests/benchmarks/regimes.py FIGURE.png RUN_A RUN_B RUN_C        # conf/experiment/README.md has their commands
 
 Left: the difference of energies of data and chains, d. Middle: the length of a step's gradient over that of the noise
 that would balance it at temperature 1, √(2 step_size · dimensions). Right: chains from noise after K and 50 K steps.

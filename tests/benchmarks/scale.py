@@ -71,11 +71,11 @@ def gibibytes(energy: torch.nn.Module, shape: tuple[int, ...], batch: int, chain
 def seconds_a_step(energy: torch.nn.Module, shape: tuple[int, ...], k: int, batch: int, ranks: Ranks) -> float:
     """The fastest of three: what else the machine does only adds."""
     generator = torch.Generator().manual_seed(ranks.rank)
-    averaged, sampler, loss = ranks.wrap(energy), SGLD(steps=k), ContrastiveDivergence()
+    parallel_energy, sampler, loss = ranks.wrap(energy), SGLD(steps=k), ContrastiveDivergence()
     x, best = uniform_noise((batch, *shape), generator), float("inf")
     for _ in range(4):
         start = time.perf_counter()
-        loss(averaged, x, sampler(energy, x, generator), generator)[0].backward()
+        loss(parallel_energy, x, sampler(energy, x, generator), generator)[0].backward()
         best = min(best, ranks.largest(time.perf_counter() - start)[0])
     return best
 

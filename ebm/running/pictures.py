@@ -1,0 +1,112 @@
+"""A training seen: its samples and chains in pictures and numbers, and the scores of a validation."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebm.data import Dataset, Device
+from ebm.energies import labels_in_proportion
+from ebm.evaluation import features, figures, metrics
+from ebm.files import whole_files
+from ebm.sampling.buffer import ReplayBuffer
+from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
+from ebm.sampling.sgld import SGLD
+
+
+def validation_scores(
+    energy: nn.Module, real: Tensor, noise: Tensor, noise_1024: Tensor, **how: Any
+) -> dict[str, float]:
+    """Mean score of test images, of as many noise images, noise − real, and of 1024 noise images."""
+    score_real, score_noise, score = (float(metrics.scores(energy, x, **how).mean()) for x in (real, noise, noise_1024))
+    return {
+        "val/cd": score_noise - score_real,
+        "val/score_real": score_real,
+        "val/score_noise": score_noise,
+        "noise/score": score,
+    }
+
+
+def draw_samples(
+    folder: Path,
+    step: int,
+    energy: nn.Module,
+    sampler: SGLD,
+    buffer: ReplayBuffer,
+    real: Tensor,
+    steps: int,
+    seed: int,
+) -> tuple[dict[str, Path], dict[str, float], dict[str, metrics.Array]]:
+    """PNG files in `folder`: 8 chains from noise, each a strip of 8 snapshots over `steps`; 32 random chains of the
+    buffer; histograms of scores and ages. Numbers: how well the long chains mix, and how far short ones fall behind
+    them. And the scores of chains in the buffer and of real images."""
+    device = buffer.chains.device
+    generator = torch.Generator(device).manual_seed(seed)  # the same start each time, to compare over training
+    noise = uniform_noise((8, *buffer.chains.shape[1:]), generator)
+    every = max(steps // 256, 1)
+    labels = labels_in_proportion(energy, 8, device)
+    trace = sampler.trace(energy, noise, generator, every=every, steps=steps, labels=labels)
+    chosen = torch.randperm(buffer.size, generator=generator, device=device)
+    scores = {
+        "buffer": metrics.scores(energy, buffer.chains[chosen[:512]], device=device),
+        "real": metrics.scores(energy, real[:512], device=device),
+    }
+    is_image = real.dim() == 4
+    keys = ["samples/generation", "samples/buffer"] if is_image else ["samples/points"]
+    names = {key: f"{key}_{step:06d}.png" for key in [*keys, "chain/state"]}
+    with whole_files(folder) as aside:
+        for name in names.values():
+            (aside / name).parent.mkdir(exist_ok=True)
+        if is_image:
+            shown = sorted({-(-i * (len(trace) - 1) // 8) for i in range(1, 9)})
+            figures.strips(aside / names["samples/generation"], trace[shown], [min(every * i, steps) for i in shown])
+            figures.grid(aside / names["samples/buffer"], buffer.chains[chosen[:32]])
+        else:  # vectors: their first two components
+            points = sampler(energy, uniform_noise((2048, *real.shape[1:]), generator), generator, steps)
+            held = buffer.chains[: buffer.size][-2048:]
+            figures.points(aside / names["samples/points"], {"samples": points[:, :2], "buffer": held[:, :2]})
+        figures.chain_state(aside / names["chain/state"], scores, buffer.ages[: buffer.size].cpu().numpy())
+    files = {key: folder / name for key, name in names.items()}
+    return files, chain_numbers(energy, trace, -(-sampler.steps // every)), scores
+
+
+def chain_numbers(energy: nn.Module, trace: Tensor, short: int) -> dict[str, float]:
+    """Of long chains (T, B, *shape): the mean score at their end and after `short` snapshots, and how well the second
+    half mixes: the way down from noise is not the chain's law."""
+    device = trace.device
+    settled = trace[len(trace) // 2 :]
+    along = metrics.scores(energy, settled.flatten(0, 1), device=device).reshape(len(settled), -1)
+    short_run = trace[min(short, len(trace) - 1)]
+    score_short, score_long = float(metrics.scores(energy, short_run, device=device).mean()), float(along[-1].mean())
+    numbers = {
+        "chain/score_short_run": score_short,
+        "chain/score_long_run": score_long,
+        "chain/short_long_gap": score_long - score_short,
+    }
+    if len(along) >= 16 and bool((along.std(axis=0) > 0).all()):
+        numbers["chain/ess"] = metrics.effective_sample_size(along.T)
+        numbers["chain/split_rhat"] = metrics.split_rhat(along.T)
+    return numbers
+
+
+def frechet(
+    energy: nn.Module,
+    sampler: SGLD,
+    dataset: Dataset,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    cache: str | None,
+    device: Device,
+) -> float:
+    """The distance of 256 samples, `steps` steps from noise, to the test images, in the features of the data set's
+    classifier: what evaluate.py calls frechet/classifier-n256/STEPS."""
+    count = min(256, len(dataset.test))
+    start = uniform_noise((count, *dataset.shape), chain_generators(seed + 1, count))
+    generators = chain_generators(seed, count, device)
+    labels = labels_in_proportion(energy, count)
+    x = trace_in_batches(sampler.trace, energy, start, generators, batch_size, steps, steps, labels)[-1]
+    classifier, _ = features.cached_classifier(dataset, cache, device)
+    of_test, of_samples = (features.features_of(classifier, images, device=device) for images in (dataset.test, x))
+    return metrics.frechet(of_test, of_samples)

@@ -1,0 +1,111 @@
+"""The parts of a training, and where it is: what the loop works on, and what a checkpoint holds of it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebm.data import Batches, Dataset
+from ebm.losses import Sum
+from ebm.running.guard import Guard
+from ebm.running.ranks import Ranks, merged
+from ebm.sampling.buffer import ReplayBuffer
+from ebm.sampling.sgld import SGLD
+
+
+@dataclass
+class Loop:
+    """Where the training is: what evolves besides the parts."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training steps alone
+    best: float = math.inf  # val/cd
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of the logs since the last read-back, on the device
+    steps_logged: int = 0
+    seconds_logged: float = 0.0
+
+    def add(self, logs: dict[str, Tensor]) -> None:
+        """Count a training step with these `logs`."""
+        for name, value in logs.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.step += 1
+
+    def start_interval(self) -> None:
+        """The logs have been read back: sum anew."""
+        self.sums, self.steps_logged, self.seconds_logged = {}, self.step, self.seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in vars(self).items():
+            if type(state[name]) is not type(value):
+                raise TypeError(f"loop.{name} is {state[name]!r}")
+        vars(self).update({name: state[name] for name in vars(self)})
+
+
+@dataclass
+class Training:
+    """A training's parts. Where there are ranks, batch_size and chains are this one's."""
+
+    energy: nn.Module
+    parallel_energy: nn.Module  # the same, its gradients averaged over the ranks
+    sampler: SGLD
+    buffer: ReplayBuffer
+    batches: Batches
+    loss: Sum
+    optimizer: torch.optim.Optimizer
+    scheduler: Callable[[int, float], float]
+    guard: Guard
+    dataset: Dataset
+    ranks: Ranks
+    generator: torch.Generator  # of chains, their noise and the data's
+    batch_size: int
+    chains: int  # that a step takes on
+    data_noise_std: float
+    grad_norm_clip: float
+    warmup_steps: int
+    settings: dict[str, Any]  # what a checkpoint holds besides, and does not change
+    loop: Loop = field(default_factory=Loop)
+    last_batch: tuple[Tensor, Tensor, Tensor | None] | None = None  # data, negatives and their labels
+
+    def __post_init__(self) -> None:
+        self.lr: float = self.optimizer.param_groups[0]["lr"]
+
+    @property
+    def has_classes(self) -> bool:
+        return getattr(self.energy, "classes", None) is not None
+
+    @property
+    def device(self) -> torch.device:
+        return self.generator.device
+
+    def parts(self) -> dict[str, Any]:
+        """What evolves, by its name in a checkpoint."""
+        names = ("energy", "optimizer", "buffer", "batches", "guard", "loop")
+        return {name: getattr(self, name) for name in names}
+
+    def set_learning_rate(self, epoch: int, progress: float) -> None:
+        warm = min((self.loop.step + 1) / max(self.warmup_steps, 1), 1)
+        self.optimizer.param_groups[0]["lr"] = self.lr * warm * self.guard.lr_scale * self.scheduler(epoch, progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on, of every rank."""
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        state["generator"] = self.generator.get_state()
+        state["default_generator"] = default_generator(self.device).get_state()
+        if self.ranks.size > 1:
+            of_this_rank = {name: state[name] for name in ("buffer", "generator", "default_generator")}
+            shards = self.ranks.gather(of_this_rank | {"sums": self.loop.sums})
+            state |= {"order_generator": self.batches.generator.get_state()} | merged(shards)
+        return state | self.settings | {"step": self.loop.step, "healthy": self.guard.healthy}
+
+
+def default_generator(device: torch.device) -> torch.Generator:
+    """torch's own generator of the device: dropout takes no other."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device()]
+    return torch.default_generator
