@@ -56,6 +56,21 @@ class InterpolationPath(nn.Module):
         energies = self.energy(x.flatten(0, 1)).view(x.shape[:2]).sum(dim=1)
         return energies + self.spring / 2 * x.diff(dim=1).square().flatten(1).sum(dim=1)
 
+    def along(self, x: Tensor, device: str | torch.device = "cpu") -> Tensor:
+        """The energies E(x_i) (B, n) of paths (B, n, *shape), a path at a time on `device`."""
+        return torch.stack([self.energy(images.to(device)).detach().cpu() for images in x])
+
+
+def linear_paths(ends: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Pairs of images (2·B, *shape), one after the other → linear blends (B, count, *shape) from the one to the other,
+    and, of the same shape, true where their ends are. Raises ValueError for an odd number of images."""
+    if len(ends) % 2:
+        raise ValueError(f"init=interpolate takes pairs of images, got {len(ends)}")
+    check.memory(f"path_images={count}", 4 * ends.numel() * count)
+    t = torch.linspace(0, 1, count).view(1, -1, *[1] * (ends.dim() - 1))
+    paths = torch.lerp(ends[0::2, None], ends[1::2, None], t)
+    return paths, ((t == 0) | (t == 1)).expand_as(paths)
+
 
 class Observed(nn.Module):
     """An image and what was seen of it are one chain, x (B, 2, *shape) → (B,):

@@ -1,4 +1,5 @@
-"""Data sets in [−1, 1], whole in memory, and shuffled batches of them that can be resumed."""
+"""Data sets in [−1, 1], whole in memory, shuffled batches of them that can be resumed, images that a user gives, and
+what is done to images in training: `random_affine` and `mixed`."""
 
 import inspect
 import math
@@ -134,8 +135,10 @@ def torchvision_dataset(name: str, root: str, image_size: int | None = None, spl
     try:
         parts = [kind(root, **which, **how) for which in TORCHVISION[name]]
     except Exception as error:  # whatever a download or a torn file can raise
-        made = sorted(path for new in {*folder.glob("*")} - before for path in (new, *new.rglob("*")) if path.is_dir())
-        for path in (*reversed(made), *missing):
+        made: list[Path] = []
+        for new in set(folder.glob("*")) - before:
+            made += [path for path in (new, *new.rglob("*")) if path.is_dir()]
+        for path in (*sorted(made, reverse=True), *missing):  # the innermost first
             with suppress(OSError):  # it holds something
                 path.rmdir()
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -146,7 +149,7 @@ def torchvision_dataset(name: str, root: str, image_size: int | None = None, spl
     splits = [images_and_labels(part, image_size) for part in parts]
     train, test = splits if len(splits) == 2 else held_out(*splits[0], 0.1, 0)
     classes = getattr(parts[0], "classes", getattr(parts[0], "categories", ()))
-    names = [own if isinstance(own, str) else own[0] for own in classes]  # some have several words for a class
+    names = [name if isinstance(name, str) else name[0] for name in classes]  # some have several words for a class
     return Dataset(name, train[0], test[0], train[1], test[1], class_names=names or None)
 
 
@@ -155,8 +158,11 @@ def images_and_labels(split: Any, image_size: int | None = None) -> tuple[Tensor
     without an `image_size`, and for one that has no labels."""
     x, labels = getattr(split, "data", None), getattr(split, "targets", getattr(split, "labels", ()))
     if image_size is None and isinstance(x, (np.ndarray, Tensor)) and np.shape(labels) == (len(x),):
-        x = torch.as_tensor(x)  # (N, H, W), (N, H, W, 3) or (N, 3, H, W)
-        x = x.unsqueeze(1) if x.dim() == 3 else x if x.shape[1] == 3 else x.permute(0, 3, 1, 2).contiguous()
+        x = torch.as_tensor(x)
+        if x.dim() == 3:  # (N, H, W)
+            x = x.unsqueeze(1)
+        elif x.shape[1] != 3:  # (N, H, W, 3)
+            x = x.permute(0, 3, 1, 2).contiguous()
     else:
         pictures, labels = [], []
         for picture, label in (split[i] for i in range(len(split))):
@@ -168,7 +174,8 @@ def images_and_labels(split: Any, image_size: int | None = None) -> tuple[Tensor
         if None in labels:
             raise ValueError(f"{type(split).__name__} as it lies there has a split without labels")
         x = torch.stack(pictures)
-        x = x[:, :1].contiguous() if bool((x == x[:, :1]).all()) else x  # grey
+        if bool((x == x[:, :1]).all()):  # grey
+            x = x[:, :1].contiguous()
     if type(split).__name__ == "EMNIST":  # its letters lie mirrored along the diagonal
         x = x.transpose(-1, -2).contiguous()
     return x, torch.as_tensor(labels, dtype=torch.int64)
@@ -178,7 +185,8 @@ def held_out(x: Tensor, labels: Tensor | None, fraction: float, seed: int) -> li
     """(images, labels) to train and to test: a random `fraction` of them, at least one."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     count = min(max(1, round(fraction * len(x))), len(x) - 1)
-    return [(x[own], None if labels is None else labels[own]) for own in (order[count:], order[:count])]
+    parts = (order[count:], order[:count])
+    return [(x[part], None if labels is None else labels[part]) for part in parts]
 
 
 def image_folder(
@@ -211,42 +219,45 @@ def image_folder(
     folder = Path(str(root))
     if not folder.is_dir():
         raise ValueError(f"data.root must be a folder of images, got {root}; the embedded set is data=mnist5k")
+    splits, class_names = _splits(folder, root)
+    files = [file for split_files in splits.values() for file in split_files]
+    check.memory(f"data.image_size={image_size}", len(files) * channels * image_size**2)
+    images = _read_all(files, (channels, image_size, image_size), background, skip_unreadable, root)
+    sets = []
+    for split, split_files in splits.items():
+        readable = [file for file in split_files if file in images]
+        least = 2 if len(splits) == 1 else 1  # two to split
+        if len(readable) < least:
+            count = len(readable)
+            raise ValueError(f"data.root={split} holds {count} images that can be read, at least {least} are needed")
+        labels = torch.tensor([class_names.index(_top(split, file)) for file in readable]) if class_names else None
+        sets.append((torch.stack([images[file] for file in readable]), labels))
+    train, test = sets if len(sets) == 2 else held_out(*sets[0], test_fraction, split_seed)
+    return Dataset(folder.name, train[0], test[0], train[1], test[1], class_names=class_names or None)
+
+
+def _splits(folder: Path, root: str) -> tuple[dict[Path, list[Path]], list[str]]:
+    """The images of each split by its folder, train/ and test/ or `folder` itself, and the names of the classes, none
+    where there are none. Says on stderr what is left out. Raises ValueError for splits of other classes."""
     files = image_files(folder)
     below = {top.lower(): folder / top for top in map(partial(_top, folder), files) if top}
     splits = [folder]
     if "train" in below and (len(below) == 1 or below.keys() & {"test", "val", "valid", "validation"}):
         splits = [below[split] for split in ("train", "test") if split in below]
-    found = {split: _with_classes(split, [file for file in files if split in file.parents]) for split in splits}
-    names = found[splits[0]][1]
-    for split, (_, own_names) in found.items():
-        if own_names != names:
-            raise ValueError(f"{splits[0]} has the classes {names}, {split} {own_names}: they must be the same")
-    chosen = [file for own, _ in found.values() for file in own]
-    if left_out := sorted(set(files) - set(chosen)):
+    found: dict[Path, list[Path]] = {}
+    class_names: list[str] = []
+    for split in splits:
+        found[split], names = _with_classes(split, [file for file in files if split in file.parents])
+        if split == splits[0]:
+            class_names = names
+        elif names != class_names:
+            raise ValueError(f"{splits[0]} has the classes {class_names}, {split} {names}: they must be the same")
+    left_out = sorted(set(files).difference(*found.values()))
+    if left_out:
         some = ", ".join(str(file.relative_to(folder)) for file in left_out[:3]) + ", …" * (len(left_out) > 3)
         note = "left out, for they lie beside the folders of classes or beside train/ and test/"
         print(f"data.root={root}: {len(left_out)} of {len(files)} images {note}: {some}", file=sys.stderr)
-    check.memory(f"data.image_size={image_size}", len(chosen) * channels * image_size**2)
-    images, unreadable = {}, []
-    for file in chosen:
-        try:
-            images[file] = read_image(file, (channels, image_size, image_size), background)
-        except ValueError as error:
-            if not skip_unreadable:
-                raise ValueError(f"{error}; data.skip_unreadable=true goes on without such files") from error
-            unreadable.append(error)
-    if unreadable:
-        print(f"data.root={root}: {len(unreadable)} unreadable images left out: {unreadable[0]}", file=sys.stderr)
-    sets = []
-    for split, (own, _) in found.items():
-        own = [file for file in own if file in images]
-        least = 2 if len(splits) == 1 else 1  # two to split
-        if len(own) < least:
-            raise ValueError(f"data.root={split} holds {len(own)} images that can be read, at least {least} are needed")
-        y = torch.tensor([names.index(_top(split, file)) for file in own]) if names else None
-        sets.append((torch.stack([images[file] for file in own]), y))
-    train, test = sets if len(sets) == 2 else held_out(*sets[0], test_fraction, split_seed)
-    return Dataset(folder.name, train[0], test[0], train[1], test[1], class_names=names or None)
+    return found, class_names
 
 
 def _top(folder: Path, file: Path) -> str:
@@ -260,6 +271,23 @@ def _with_classes(folder: Path, files: list[Path]) -> tuple[list[Path], list[str
     return (files, []) if 2 * len(inside) <= len(files) else (inside, sorted({_top(folder, file) for file in inside}))
 
 
+def _read_all(
+    files: Sequence[Path], shape: Sequence[int], background: str, skip_unreadable: bool, root: str
+) -> dict[Path, Tensor]:
+    """The bytes (C, H, W) of each file that can be read. Another raises ValueError, or stderr says that there are."""
+    images, unreadable = {}, []
+    for file in files:
+        try:
+            images[file] = read_image(file, shape, background)
+        except ValueError as error:
+            if not skip_unreadable:
+                raise ValueError(f"{error}; data.skip_unreadable=true goes on without such files") from error
+            unreadable.append(error)
+    if unreadable:
+        print(f"data.root={root}: {len(unreadable)} unreadable images left out: {unreadable[0]}", file=sys.stderr)
+    return images
+
+
 class Batches:
     """Endless shuffled batches: images (batch_size, *shape) in [−1, 1] and their labels (batch_size,), None where there
     are none; a partial batch at an epoch's end is dropped.
@@ -269,9 +297,14 @@ class Batches:
     """
 
     def __init__(
-        self, x: Tensor, batch_size: int, generator: torch.Generator,
-        rank: int = 0, ranks: int = 1, labels: Tensor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        x: Tensor,
+        batch_size: int,
+        generator: torch.Generator,
+        rank: int = 0,
+        ranks: int = 1,
+        labels: Tensor | None = None,
+    ) -> None:
         check.number("train.batch_size", batch_size, 1, integer=True)
         if batch_size > len(x):
             raise ValueError(f"train.batch_size must be at most the {len(x)} training images, got {batch_size}")
@@ -305,6 +338,29 @@ class Batches:
         if type(position) is not int or not 0 <= position <= self.steps_per_epoch:
             raise ValueError(f"the position in the epoch is {position} of {self.steps_per_epoch}")
         self.order, self.position = order.to(self.x.device), position
+
+
+def given_images(path: str, shape: Sequence[int], background: str = "black") -> Tensor:
+    """Images (N, *shape) in [−1, 1] of `images=`: an .npz with `samples`, an .npy, a picture or a folder of them.
+
+    `background` lies behind a picture's transparent pixels. Raises ValueError where the images cannot be had or are not
+    of `shape` or range.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise ValueError(f"images={path} does not exist: give an .npz, an .npy, a picture or a folder of them")
+    if source.suffix in (".npz", ".npy") and source.is_file():
+        try:
+            array = np.load(source, allow_pickle=False)
+            x = array["samples"] if source.suffix == ".npz" else array
+        except Exception as error:  # whatever a torn or hostile file can make its reader raise
+            # numpy's own words may be advice to trust the file
+            raise ValueError(f"images={path} holds no array of images ({type(error).__name__})") from error
+        return checked_images(x, shape, f"images={path}")
+    files = image_files(source) if source.is_dir() else [source]
+    if not files:
+        raise ValueError(f"images={path} is a folder without images")
+    return scaled(torch.stack([read_image(file, shape, background) for file in files]))
 
 
 def checked_images(x: Any, shape: Sequence[int], source: str) -> Tensor:
@@ -342,9 +398,11 @@ def random_affine(
     angle = uniform(-rotation, rotation) * math.pi / 180
     factor = 1 / (1 + uniform(-scale, scale))
     mirror = torch.where(uniform(0, 1) < flip, -1.0, 1.0)
-    row = [factor * angle.cos() * mirror, -factor * angle.sin()], [factor * angle.sin() * mirror, factor * angle.cos()]
-    by = 2 * uniform(-shift, shift, 2)  # affine_grid's side is 2
-    theta = torch.stack([torch.cat([*row[i], by[:, i : i + 1]], dim=1) for i in range(2)], dim=1)
+    cosine, sine = factor * angle.cos(), factor * angle.sin()
+    right, down = (2 * uniform(-shift, shift, 2)).split(1, dim=1)  # affine_grid's side is 2
+    top = torch.cat([cosine * mirror, -sine, right], dim=1)
+    bottom = torch.cat([sine * mirror, cosine, down], dim=1)
+    theta = torch.stack([top, bottom], dim=1)
     grid = nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
     return nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
 

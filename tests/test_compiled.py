@@ -460,8 +460,10 @@ def test_hooks_of_all_modules_and_autocast_take_autograd():
 def compiler(monkeypatch, tmp_path):
     """A compiler of two words, one with a space, that copies the library built already; its calls are in a file."""
     script, log = tmp_path / "a compiler", tmp_path / "log"
-    script.write_text('for last; do :; done\n[ "$last" = -dM ] && echo "$PROCESSOR" && exit\n'
-                      'echo built >> "$LOG"; cp "$BUILT" "$last"\n')  # fmt: skip
+    script.write_text(
+        'for last; do :; done\n[ "$last" = -dM ] && echo "$PROCESSOR" && exit\n'
+        'echo built >> "$LOG"; cp "$BUILT" "$last"\n'
+    )
     log.touch()
     monkeypatch.setenv("BUILT", library()._name)
     monkeypatch.setenv("LOG", str(log))

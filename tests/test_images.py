@@ -38,7 +38,7 @@ def classes(folder, names="abc"):
 def given(path, shape=(1, 8, 8), data=None):
     """What sample.py makes of images=path."""
     cfg = OmegaConf.create({"images": str(path), "data": {"_target_": None}})
-    return sample.given_images(cfg, {"energy_config": {"shape": list(shape)}, "config": {"data": data or {}}})
+    return sample.images_of(cfg, {"energy_config": {"shape": list(shape)}, "config": {"data": data or {}}})
 
 
 def chunk(kind, content):

@@ -135,9 +135,7 @@ def test_given_pixels_are_exact_and_the_rest_as_in_the_naive_loop(backend):
     start = uniform_noise((20, 1, 28, 28), generator()).double()
     values, mask = torch.full_like(start, 0.1234567891), torch.rand(start.shape, generator=generator(1)) < 0.5
     kept = start.clone()
-    got = SGLD(backend=backend, threads=2).trace(
-        energy, start, generator(2), steps=12, every=5, given=(mask, values)
-    )  # fmt: skip
+    got = SGLD(backend=backend, threads=2).trace(energy, start, generator(2), steps=12, every=5, given=(mask, values))
     assert len(got) == 4 and torch.equal(start, kept)
     assert all(torch.equal(x[mask], values[mask]) for x in got)
     x, g = start.where(~mask, values), generator(2)
@@ -262,10 +260,20 @@ def test_compose_by_config(tmp_path):
     b = trained_gaussian(tmp_path / "b.pt", [0.5, 0.1], 0.2)
     c = trained_gaussian(tmp_path / "c.pt", [0.0, 0.0], 0.4, data="rings")  # data= says that it is one plane
     result = run(
-        "sample.py", f"checkpoint={a}", f"compose=[{b},{c}]", "weights=[1,1,-0.5]", "data=plane", "steps=200",
-        "sampler.step_size=1e-3", "sampler.noise_std=langevin", "sampler.grad_clamp=null", "sampler.bounds=null",
-        "num_samples=2000", "batch_size=2000", f"out={tmp_path / 'out'}",
-    )  # fmt: skip
+        "sample.py",
+        f"checkpoint={a}",
+        f"compose=[{b},{c}]",
+        "weights=[1,1,-0.5]",
+        "data=plane",
+        "steps=200",
+        "sampler.step_size=1e-3",
+        "sampler.noise_std=langevin",
+        "sampler.grad_clamp=null",
+        "sampler.bounds=null",
+        "num_samples=2000",
+        "batch_size=2000",
+        f"out={tmp_path / 'out'}",
+    )
     assert result.returncode == 0, result.stderr
     precisions = [25, 25, -3.125]
     std = sum(precisions) ** -0.5
@@ -280,9 +288,13 @@ def test_inpaint_keeps_what_is_given_bit_for_bit(tmp_path):
     hidden[3:9, 5:20] = True
     np.save(tmp_path / "hole.npy", hidden)
     result = run(
-        "sample.py", "init=inpaint", f"mask={tmp_path / 'hole.npy'}", f"images={tmp_path / 'images.npy'}", "steps=7",
+        "sample.py",
+        "init=inpaint",
+        f"mask={tmp_path / 'hole.npy'}",
+        f"images={tmp_path / 'images.npy'}",
+        "steps=7",
         f"out={tmp_path / 'out'}",
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr
     x = np.load(tmp_path / "out/samples.npz")["samples"]
     assert np.array_equal(x[:, 0, ~hidden], clean.numpy()[:, 0, ~hidden])

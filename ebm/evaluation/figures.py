@@ -93,13 +93,13 @@ def labelled_rows(path: Path, x: Tensor, columns: Sequence[str], rows: Sequence[
 
 
 def paths(path: Path, images: Mapping[str, Tensor], energies: Mapping[str, Tensor]) -> None:
-    """Paths of n images, images[name] (P, n, C, H, W): a block a path with a row a name, and beside it the energies
-    (P, n) along both, image over image."""
-    count, length = next(iter(images.values())).shape[:2]
+    """The first four paths of n images, images[name] (P, n, C, H, W): a block a path with a row a name, and beside it
+    the energies (P, n) along both, image over image."""
+    count, length = next(iter(images.values()))[:4].shape[:2]
     size = (0.5 * length + 2.6, (0.46 * len(images) + 0.25) * count)
     with plot(path, *size, count, 2, width_ratios=(0.5 * length, 2)) as grid:
         for i, (left, right) in enumerate(grid):
-            _show(left, mosaic(torch.stack([own[i] for own in images.values()])), (), list(images))
+            _show(left, mosaic(torch.stack([x[i] for x in images.values()])), (), list(images))
             for j, (name, values) in enumerate(energies.items()):
                 right.plot(values[i].numpy(), ("o--", "o-")[j], color=("0.6", "C0")[j], ms=2, lw=1, label=name)
             right.set(xticks=[], ylabel="E(x)")
@@ -187,9 +187,12 @@ def roc(path: Path, inliers: NDArray[np.float64], sets: Mapping[str, NDArray[np.
 
 def intervals(path: Path, panels: Panels) -> None:
     """Panels of dots with intervals: panels[title][series][row] is (value, low, high); a colour a series."""
-    rows = {title: list(dict.fromkeys(row for own in panel.values() for row in own)) for title, panel in panels.items()}
-    heights = [max(len(names), 2) for names in rows.values()]
-    names = list(dict.fromkeys(series for panel in panels.values() for series in panel))
+    rows: dict[str, list[Any]] = {}  # of each panel, in the order of their first series
+    names: list[str] = []  # of all series
+    for title, panel in panels.items():
+        rows[title] = list(dict.fromkeys(row for series in panel.values() for row in series))
+        names += [name for name in panel if name not in names]
+    heights = [max(len(its_rows), 2) for its_rows in rows.values()]
     size = (6, 0.8 + sum(0.17 * height + 0.5 for height in heights))
     with plot(path, *size, len(panels), height_ratios=heights) as grid:
         for (axes,), (title, panel) in zip(grid, panels.items(), strict=True):

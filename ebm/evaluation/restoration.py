@@ -1,6 +1,9 @@
-"""Degraded images, and what restores them without an energy. Images are (N, C, H, W) in [−1, 1]."""
+"""Degraded images, what restores them without an energy, and chains of an energy that do. Images are (N, C, H, W) in
+[−1, 1]."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,15 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage import filters, restoration
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ebm import check
-from ebm.evaluation import metrics
+from ebm.composition import Observed
+from ebm.evaluation import figures, metrics
 from ebm.files import opened
+from ebm.sampling.chains import Given, chain_generators, uniform_noise
+from ebm.sampling.drawing import Chains
 
 PLACES = ("left", "right", "top", "bottom", "center")
 
@@ -69,11 +75,11 @@ def best(candidates: Iterable[Tensor], clean: Tensor) -> Tensor:
     return max(candidates, key=lambda x: float(metrics.psnr(x, clean).mean()))
 
 
-def each(restore: Callable[..., NDArray[Any]], x: Tensor, **settings: Any) -> Tensor:
-    """`restore` of every image as scikit-image has them, (H, W) or (H, W, C) in [0, 1] with its channel_axis."""
+def by_image(filtered: Callable[..., NDArray[Any]], x: Tensor, **settings: Any) -> Tensor:
+    """`filtered` of every image as scikit-image has them, (H, W) or (H, W, C) in [0, 1] with its channel_axis."""
     axis = -1 if x.shape[1] > 1 else None
     images = x.double().add(1).div(2).movedim(1, -1).numpy()
-    done = [restore(image if axis else image[..., 0], channel_axis=axis, **settings) for image in images]
+    done = [filtered(image if axis else image[..., 0], channel_axis=axis, **settings) for image in images]
     return torch.from_numpy(np.stack(done)).view(images.shape).movedim(-1, 1).mul(2).sub(1).clamp(-1, 1).to(x.dtype)
 
 
@@ -82,13 +88,13 @@ def denoised(x: Tensor, clean: Tensor) -> dict[str, Tensor]:
     footprints = (ndimage.generate_binary_structure(2, 1), np.ones((3, 3)), np.ones((5, 5)))
     medians = (torch.from_numpy(ndimage.median_filter(x.numpy(), footprint=area[None, None])) for area in footprints)
     settings = [(colour, space) for colour in (0.05, 0.1, 0.25, 0.5) for space in (1, 2, 3)]
-    bilateral = (each(restoration.denoise_bilateral, x, sigma_color=c, sigma_spatial=s) for c, s in settings)
+    bilateral = (by_image(restoration.denoise_bilateral, x, sigma_color=c, sigma_spatial=s) for c, s in settings)
     return {"median": best(medians, clean), "bilateral": best(bilateral, clean)}
 
 
 def inpainted(x: Tensor, hidden: Tensor) -> dict[str, Tensor]:
     """`x` with the pixels `hidden` (C, H, W) filled in by biharmonic equations; what `x` has there plays no part."""
-    return {"biharmonic": each(restoration.inpaint_biharmonic, x, mask=hidden[0].numpy()).where(hidden, x)}
+    return {"biharmonic": by_image(restoration.inpaint_biharmonic, x, mask=hidden[0].numpy()).where(hidden, x)}
 
 
 def sharpened(x: Tensor, clean: Tensor, blur: float) -> dict[str, Tensor]:
@@ -101,6 +107,97 @@ def sharpened(x: Tensor, clean: Tensor, blur: float) -> dict[str, Tensor]:
         return restoration.richardson_lucy(image, kernel if channel_axis is None else kernel[..., None], num_iter)
 
     settings = [(radius, amount) for radius in (0.5 * blur, blur, 1.5 * blur) for amount in (0.5, 1, 2, 3, 5)]
-    unsharp = (each(filters.unsharp_mask, x, radius=radius, amount=amount) for radius, amount in settings)
-    lucy = (each(deconvolved, x, num_iter=count) for count in (10, 30, 100, 300))
+    unsharp = (by_image(filters.unsharp_mask, x, radius=radius, amount=amount) for radius, amount in settings)
+    lucy = (by_image(deconvolved, x, num_iter=count) for count in (10, 30, 100, 300))
     return {"unsharp mask": best(unsharp, clean), "Richardson–Lucy": best(lucy, clean)}
+
+
+# --- with an energy
+
+
+@dataclass
+class Task:
+    """Degraded images, and the chains that restore them."""
+
+    name: str  # of the degradation, in the table
+    clean: Tensor  # the images
+    seen: Tensor  # and what the degradation left of them
+    filtered: dict[str, Tensor]  # what filters make of that
+    energy: nn.Module  # which the chains go down
+    start: Tensor  # of the chains: images, or (N, 2, C, H, W) of an image and what was seen of it (`Observed`)
+    given: Given | None = None  # what the chains keep, as in SGLD
+    hidden: Tensor | None = None  # (C, H, W), the pixels that are judged; None for all
+
+
+def denoising(energy: nn.Module, clean: Tensor, noise_std: float, generator: torch.Generator) -> Task:
+    """Chains from the noisy images."""
+    seen = noisy(clean, noise_std, generator)
+    return Task(f"σ {noise_std:g}", clean, seen, denoised(seen, clean), energy, start=seen)
+
+
+def inpainting(energy: nn.Module, clean: Tensor, mask: str, seed: int) -> Task:
+    """Chains from uniform noise in the hole, the pixels around it given; `mask` as in `hidden_pixels`."""
+    hidden = hidden_pixels(mask, clean.shape[1:])
+    seen = clean.masked_fill(hidden, 0)
+    start = uniform_noise(seen.shape, chain_generators(seed, len(seen))).where(hidden, seen)
+    given = ((~hidden).expand_as(seen), seen)
+    return Task(f"mask {Path(mask).stem}", clean, seen, inpainted(seen, hidden), energy, start, given, hidden)
+
+
+def sharpening(
+    energy: nn.Module, clean: Tensor, noise_std: float, generator: torch.Generator, blur: float, fidelity: float
+) -> Task:
+    """Chains from the blurred and noisy images, down the energy and `fidelity` times how far the blurred image is from
+    what was seen."""
+    degrade = partial(blurred, blur=blur)
+    seen = noisy(degrade(clean), noise_std, generator)
+    observed = Observed(energy, degrade, fidelity)
+    start = torch.stack([seen, seen], dim=1)
+    given = (torch.tensor([False, True]).view(1, 2, 1, 1, 1).expand_as(start), start)
+    name = f"blur {blur:g}, σ {noise_std:g}"
+    return Task(name, clean, seen, sharpened(seen, clean, blur), observed, start, given)
+
+
+@dataclass
+class Restoration:
+    """What the chains made of a task's images, beside what filters made of them."""
+
+    name: str  # of the degradation
+    images: dict[str, Tensor]  # degraded, by each filter, by the energy
+    psnr: dict[str, float]  # of each, mean over the images, in dB
+    in_hole: bool  # the PSNR is that of the hidden pixels
+    trace: Tensor  # snapshots (T, N, C, H, W) of the chains
+    steps: list[int]  # after which they were taken
+
+
+def restored(task: Task, chains: Chains, steps: int) -> Restoration:
+    """Run the chains of a task so many steps and compare."""
+    trace, times = chains.run(task.energy, task.start, steps, given=task.given)
+    if task.start.dim() > task.clean.dim():
+        trace = trace[:, :, 0]  # beside the image stands what was seen of it
+    images = {"degraded": task.seen} | task.filtered | {"energy": trace[-1]}
+    judged = torch.ones(task.clean.shape[1:], dtype=torch.bool) if task.hidden is None else task.hidden
+    psnr = {name: metrics.psnr(x[:, judged], task.clean[:, judged]).mean().item() for name, x in images.items()}
+    return Restoration(task.name, images, psnr, task.hidden is not None, trace, times)
+
+
+def table(restorations: Sequence[Restoration]) -> str:
+    """The PSNR in lines of text, a row a degradation, a column a way to restore."""
+    first = restorations[0]
+    lines = [f"{'PSNR, dB':20s}" + "".join(f"{name:>17s}" for name in first.psnr)]
+    for name, psnr in {each.name: each.psnr for each in restorations}.items():
+        lines.append(f"{name:20s}" + "".join(f"{value:17.2f}" for value in psnr.values()))
+    where = "in the hole, " if first.in_hole else ""
+    count = len(first.images["degraded"])
+    lines.append(f"{where}mean of {count} images; the filters' settings are the best of several in hindsight")
+    return "\n".join(lines)
+
+
+def comparison_sheet(path: Path, clean: Tensor, restorations: Sequence[Restoration]) -> None:
+    """A picture file: eight of the images in the first row, and below it each degradation and its restorations."""
+    labels, images = ["original"], [clean[:8]]
+    for each in restorations:
+        images += [x[:8] for x in each.images.values()]
+        for name, psnr in each.psnr.items():
+            labels.append(f"{each.name if name == 'degraded' else name}\n{psnr:.2f} dB")
+    figures.labelled_rows(path, torch.stack(images), [""] * len(clean[:8]), labels)

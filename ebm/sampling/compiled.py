@@ -26,6 +26,7 @@ from ebm.files import cache_folder
 
 SOURCE = Path(__file__).with_name("sgld.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+FUNCTIONS = {torch.float32: "sgld_float32", torch.float64: "sgld_float64"}  # of sgld.cpp, by type of the chains
 INT, DOUBLE, POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 Pair = tuple[int, int]
@@ -138,8 +139,8 @@ def chain_of(energy: Any) -> nn.Sequential:
         for name in vars(module):
             if callable(getattr(kind, name, None)):
                 raise NotCompilable(f"its {kind.__name__} has a {name} other than its class")
-        own = [part for part in module.children() if type(part).__module__ != parametrizations.__name__]
-        if isinstance(module, parametrize.ParametrizationList) and (own or module.training):
+        others = [part for part in module.children() if type(part).__module__ != parametrizations.__name__]
+        if isinstance(module, parametrize.ParametrizationList) and (others or module.training):
             raise NotCompilable("it has a parametrisation other than torch's, or one in training mode")
     chain = energy.chain()  # type: ignore[operator]
     if type(chain) is not nn.Sequential:
@@ -218,17 +219,11 @@ def taps(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) 
     return (rows, columns), [table(pixel, source, rows * columns), table(source, pixel, math.prod(size))]
 
 
-def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box) -> Steps:
-    """f(x, noise, step_sizes, labels) that takes chains `x` (B, *shape), contiguous, in place through the SGLD steps
-    with that noise (steps, B, *shape) and those step sizes, as `energy` is now, down E(x, y) where there are labels y
-    (B,), and else down E(x). It holds no lock: threads run at once.
-
-    x   an example of the chains. Raises NotCompilable where energy, x or machine do not allow it.
-    """
-    functions = {torch.float32: "sgld_float32", torch.float64: "sgld_float64"}
-    parts = parts_of(energy)
+def check_chains(energy: Any, parts: Sequence[Part], x: Tensor) -> None:
+    """NotCompilable where chains like `x` are not what the energy takes, or sgld.cpp: on the CPU, of the weights' type,
+    float32 or float64."""
     kinds = {(w.dtype, w.device) for part in parts for w in (part.module.weight, part.module.bias) if w is not None}
-    if x.device.type != "cpu" or x.dtype not in functions or kinds != {(x.dtype, x.device)}:
+    if x.device.type != "cpu" or x.dtype not in FUNCTIONS or kinds != {(x.dtype, x.device)}:
         of_weights = " and ".join(f"{dtype} on {device}" for dtype, device in kinds)
         raise NotCompilable(f"chains are {x.dtype} on {x.device}, weights {of_weights}")
     temperature = getattr(energy, "temperature", 1.0)
@@ -238,37 +233,53 @@ def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box
     other_shape = isinstance(energy, Network) and energy.shape != x.shape[1:]
     if other_shape or x.dim() < 2 or (convolves and x.dim() != 4):
         raise NotCompilable(f"it does not take images of {tuple(x.shape[1:])}")
-    shape = tuple(x.shape[1:]) if x.dim() == 4 else (math.prod(x.shape[1:]), 1, 1)
-    channels, size = shape[0], (shape[1], shape[2])
-    kept: list[Tensor] = []  # what the pointers point to
+
+
+def as_convolution(part: Part, channels: int, size: Pair) -> tuple[Tensor, tuple[Pair, Pair, Pair, Pair]]:
+    """A part that takes `channels` maps of `size` as one convolution: weight (out, channels, *kernel), and kernel,
+    stride, padding and dilation."""
+    module: Any = part.module
+    weight = module.weight.detach()
+    if isinstance(module, nn.Linear):
+        return weight.reshape(-1, channels, *size), (size, (1, 1), (0, 0), (1, 1))
+    stride, dilation, pool = module.stride, module.dilation, part.pool
+    if pool > 1:  # one convolution again, of larger strides: its kernel is the mean of the shifted ones
+        weight = nn.functional.avg_pool2d(nn.functional.pad(weight, [pool - 1] * 4), pool, stride=1)
+        stride, dilation = (pool, pool), (1, 1)
+    return weight, (tuple(weight.shape[2:]), stride, module.padding, dilation)
+
+
+def maps_of(x: Tensor) -> tuple[int, Pair]:
+    """Channels and size of chains: vectors are channels of one pixel."""
+    return (x.shape[1], (x.shape[2], x.shape[3])) if x.dim() == 4 else (math.prod(x.shape[1:]), (1, 1))
+
+
+def laid_out(parts: Sequence[Part], x: Tensor) -> tuple[Any, int, list[Tensor]]:
+    """The parts as sgld.cpp's layers for chains like `x`, the numbers of workspace that a chain takes, and the tensors
+    that the layers point to. Raises NotCompilable where one does not take what the one before gives."""
+    layers = (Layer * len(parts))()
+    numbers = math.prod(x.shape[1:])
+    channels, size = maps_of(x)
+    kept: list[Tensor] = []
 
     def pointer(tensor: Tensor) -> int:
         kept.append(tensor.contiguous())
         return kept[-1].data_ptr()
 
-    work = (Layer * len(parts))()
-    numbers = math.prod(shape)  # of the workspace, a chain
-    for i, (layer, part) in enumerate(zip(work, parts, strict=True)):
-        module, weight = part.module, part.module.weight.detach()
-        if weight.shape[1] != (channels if isinstance(module, nn.Conv2d) else channels * math.prod(size)):
+    for i, (layer, part) in enumerate(zip(layers, parts, strict=True)):
+        inputs = channels if isinstance(part.module, nn.Conv2d) else channels * math.prod(size)
+        if part.module.weight.shape[1] != inputs:
             raise NotCompilable(f"it does not take images of {tuple(x.shape[1:])}")
-        if isinstance(module, nn.Conv2d):
-            geometry: Any = (tuple(weight.shape[2:]), module.stride, module.padding, module.dilation)
-        else:
-            weight, geometry = weight.reshape(-1, channels, *size), (size, (1, 1), (0, 0), (1, 1))
-        if part.pool > 1:  # one convolution again, of larger strides: its kernel is the mean of the shifted ones
-            q = part.pool
-            weight = nn.functional.avg_pool2d(nn.functional.pad(weight, [q - 1] * 4), q, stride=1)
-            geometry = (tuple(weight.shape[2:]), (q, q), module.padding, (1, 1))
+        weight, geometry = as_convolution(part, channels, size)
         size, tables = taps(size, *geometry)
         weight, channels = weight.flatten(2), len(weight)
-        bias = torch.zeros(channels, dtype=x.dtype) if module.bias is None else module.bias.detach()
+        bias = torch.zeros(channels, dtype=x.dtype) if part.module.bias is None else part.module.bias.detach()
         if bias.shape != (channels,):
             raise NotCompilable(f"it has a bias of {tuple(bias.shape)} for {channels} outputs")
         layer.pixels, layer.channels, layer.silu = math.prod(size), channels, part.silu
         layer.out, layer.skip, layer.fan = numbers, part.skip, -1
         if part.skip >= 0:
-            source = work[part.skip]
+            source = layers[part.skip]
             source.fan = i
             if (source.pixels, source.channels) != (layer.pixels, layer.channels):
                 raise NotCompilable("a short cut adds what has another shape")
@@ -276,21 +287,38 @@ def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box
         layer.weight, layer.transposed = pointer(weight.permute(2, 1, 0)), pointer(weight.permute(2, 0, 1))
         layer.bias = pointer(bias)
         numbers += 2 * layer.pixels * channels
+    return layers, numbers, kept
+
+
+def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box) -> Steps:
+    """f(x, noise, step_sizes, labels) that takes chains `x` (B, *shape), contiguous, in place through the SGLD steps
+    with that noise (steps, B, *shape) and those step sizes, as `energy` is now, down E(x, y) where there are labels y
+    (B,), and else down E(x). It holds no lock: threads run at once.
+
+    x   an example of the chains. Raises NotCompilable where energy, x or machine do not allow it.
+    """
+    parts = parts_of(energy)
+    check_chains(energy, parts, x)
+    layers, numbers, kept = laid_out(parts, x)
+    channels, size = maps_of(x)
     loaded = library()
-    function, vector_bytes = getattr(loaded, functions[x.dtype]), loaded.vector_bytes()
+    function, vector_bytes = getattr(loaded, FUNCTIONS[x.dtype]), loaded.vector_bytes()
+    temperature = getattr(energy, "temperature", 1.0)
+    clamp = math.inf if grad_clamp is None else grad_clamp
     low, high = bounds or (-math.inf, math.inf)
 
     def steps(x: Tensor, noise: Tensor, step_sizes: Sequence[float], labels: Tensor | None = None) -> None:
         if not (x.is_contiguous() and noise[0].is_contiguous() and len(noise) == len(step_sizes)):
             raise ValueError("compiled steps take contiguous chains and noise, and a step size a step")
         workspace = torch.empty((numbers + 1) * vector_bytes, dtype=torch.uint8)
+        aligned = -(-workspace.data_ptr() // vector_bytes) * vector_bytes
         sizes = (DOUBLE * len(step_sizes))(*step_sizes)
         job = Work(
-            *(len(work), ctypes.addressof(work), math.prod(shape[1:]), shape[0], len(x), x.data_ptr()),
+            *(len(layers), ctypes.addressof(layers), math.prod(size), channels, len(x), x.data_ptr()),
             *(noise.data_ptr(), noise.stride(0), len(noise), ctypes.addressof(sizes)),
             None if labels is None else labels.data_ptr(),
-            *(temperature, math.inf if grad_clamp is None else grad_clamp, low, high),
-            -(-workspace.data_ptr() // vector_bytes) * vector_bytes,
+            *(temperature, clamp, low, high),
+            aligned,
         )
         function(ctypes.byref(job))
 
