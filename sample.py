@@ -17,7 +17,6 @@ import hydra
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from ebm.energies import labels_in_proportion
 from ebm.evaluation import figures, metrics, restoration
 from ebm.files import image_files, read_image, whole_files
 from ebm.running import checkpoint, trained
-from ebm.running.cli import one_line_errors, output_folder, pick_device, writable
+from ebm.running.cli import one_line_errors, output_folder, pick_device
 from ebm.sampling.chains import Given, chain_generators, trace_in_batches, uniform_noise
 from ebm.sampling.sgld import SGLD
 
@@ -292,18 +291,6 @@ def sample(cfg: DictConfig) -> None:
 def launch(cfg: DictConfig) -> None:
     with one_line_errors():
         sample(cfg)
-
-
-class Folders(Callback):
-    """Says in one line where Hydra's own folders cannot be made."""
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with one_line_errors():
-            writable("hydra.run.dir", config.hydra.run.dir)
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with one_line_errors():
-            writable("hydra.sweep.dir", config.hydra.sweep.dir)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")

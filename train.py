@@ -38,9 +38,9 @@ from tqdm import tqdm
 from ebm import check
 from ebm.data import Batches, Dataset
 from ebm.energies import labels_in_proportion
-from ebm.evaluation import features, figures, metrics, report
+from ebm.evaluation import features, figures, metrics
 from ebm.files import whole_files, write_whole
-from ebm.running import checkpoint, named, telemetry, tracking
+from ebm.running import checkpoint, named, sweep, telemetry, tracking
 from ebm.running.cli import Signals, cause_of, command, from_here, one_line_errors, pick_device, writable
 from ebm.running.guard import Guard
 from ebm.running.ranks import Ranks, merged, redistributed
@@ -590,7 +590,7 @@ def job_of_sweep(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], numbe
     job: dict[str, Any] = {"number": number, "overrides": list(overrides), "objective": None, "error": "it was cut off"}
     with one_line_errors():
         if before.get("overrides", job["overrides"]) != job["overrides"]:
-            atexit.unregister(report.sweep)  # the summary there is the other sweep's
+            atexit.unregister(sweep.summarise)  # the summary there is the other sweep's
             raise ValueError(f"{run_dir} holds another job already (job.json says which): set another hydra.sweep.dir")
     if before.get("objective") is not None:
         return before["objective"]
@@ -633,14 +633,14 @@ class Sweep(Callback):
         self.jobs: dict[int, list[str]] = {}
         note_jobs(get_class(launcher._target_), self.jobs)
         # Also where the launcher or the sweeper itself ends with an error, as Optuna's without a single whole trial:
-        atexit.register(report.sweep, Path(config.hydra.sweep.dir), config.objective, self.jobs)
+        atexit.register(sweep.summarise, Path(config.hydra.sweep.dir), config.objective, self.jobs)
         paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)  # for jobs in other processes
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        atexit.unregister(report.sweep)
+        atexit.unregister(sweep.summarise)
         with one_line_errors():
-            if report.sweep(Path(config.hydra.sweep.dir), config.objective, self.jobs):
+            if sweep.summarise(Path(config.hydra.sweep.dir), config.objective, self.jobs):
                 sys.exit(1)
 
 

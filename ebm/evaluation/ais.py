@@ -41,9 +41,16 @@ def temperatures(count: int, power: float = 1.0) -> Tensor:
 
 
 def bracket(
-    energy: Energy, base: Any, samples: Tensor, generator: torch.Generator, betas: Tensor,
-    leapfrog: int = 3, acceptance: float = 0.8, bounds: Box = None, burn_in: int = 0,
-) -> Bracket:  # fmt: skip
+    energy: Energy,
+    base: Any,
+    samples: Tensor,
+    generator: torch.Generator,
+    betas: Tensor,
+    leapfrog: int = 3,
+    acceptance: float = 0.8,
+    bounds: Box = None,
+    burn_in: int = 0,
+) -> Bracket:
     """log Z of exp(−E) by AIS and its reverse (Neal 2001; Grosse et al. 2015, "Sandwiching the marginal likelihood").
 
     The path E_β = (1 − β) E_base + β E is walked by one HMC transition at each of `betas` (K + 1,), 0 to 1.
