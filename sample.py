@@ -278,7 +278,8 @@ def sample(cfg: DictConfig) -> None:
         raise ValueError(f"label={cfg.label} is for init=noise, buffer or images; init={cfg.init} takes E(x)")
     output_folder(cfg.out, cfg.checkpoint, "sampling")  # refused before the work
     state = checkpoint.load(cfg.checkpoint)
-    sampler = trained.sampler_of(state, cfg.sampler)
+    given: Any = OmegaConf.to_container(cfg.sampler, resolve=True)
+    sampler = trained.sampler_of(state, given)
     energy = composed_energy(cfg, state).to(pick_device(cfg.device))
     if cfg.init in ("inpaint", "denoise", "sharpen"):
         restore(cfg, state, sampler, energy, levels)

@@ -79,22 +79,8 @@ def compare(folders: Sequence[Path], out: Path) -> None:
 
     Raises ValueError for a folder that holds none.
     """
-    runs = {}
-    for folder in folders:
-        files = [file for pattern in ("metrics.json", "evaluation/*/metrics.json") for file in folder.glob(pattern)]
-        files = [file for file in files if file.is_file()]
-        if not files:
-            raise ValueError(f"compare: {folder} holds no metrics.json of an evaluation: run it first")
-        file = max(files, key=lambda file: file.stat().st_mtime_ns)
-        try:
-            runs[folder] = dict(json.loads(file.read_text()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"compare: {file} holds no numbers of an evaluation: {error}") from error
-    paths = {run: Path(numbers.get("checkpoint", run)) for run, numbers in runs.items()}
-    if len(set(paths.values())) < len(paths):  # one checkpoint evaluated in several ways
-        paths = {run: run for run in runs}
-    alike = {part for part in paths[folders[0]].parts if all(part in path.parts for path in paths.values())}
-    short = {run: "/".join(p for p in path.parts if p not in alike) or str(path) for run, path in paths.items()}
+    runs = {folder: _newest_numbers(folder) for folder in folders}
+    short = _short_names(runs)
     panels: dict[str, dict[str, dict[str, Sequence[float]]]] = {}
     rows = []
     for key in dict.fromkeys(key for numbers in runs.values() for key in numbers):
@@ -115,3 +101,25 @@ def compare(folders: Sequence[Path], out: Path) -> None:
         numbers = {name: runs[run] for run, name in short.items()}
         (aside / "compare.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n")
     print(f"{section.text()}\ntable        {out / 'compare.html'}\nfigure       {out / 'compare.png'}")
+
+
+def _newest_numbers(folder: Path) -> dict[str, Any]:
+    files = [*folder.glob("metrics.json"), *folder.glob("evaluation/*/metrics.json")]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise ValueError(f"compare: {folder} holds no metrics.json of an evaluation: run it first")
+    file = max(files, key=lambda file: file.stat().st_mtime_ns)
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"compare: {file} holds no numbers of an evaluation: {error}") from error
+
+
+def _short_names(runs: Mapping[Path, Mapping[str, Any]]) -> dict[Path, str]:
+    """What each run is called beside the others: the parts of its checkpoint's path that are not in every path."""
+    paths = {run: Path(numbers.get("checkpoint", run)) for run, numbers in runs.items()}
+    if len(set(paths.values())) < len(paths):  # one checkpoint evaluated in several ways
+        paths = {run: run for run in runs}
+    in_all = set.intersection(*(set(path.parts) for path in paths.values()))
+    names = {run: "/".join(part for part in path.parts if part not in in_all) for run, path in paths.items()}
+    return {run: name or str(paths[run]) for run, name in names.items()}
