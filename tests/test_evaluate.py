@@ -15,12 +15,17 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 import evaluate
 from ebm.energies import ConvEnergy, MLPEnergy
-from ebm.running import checkpoint, sweep
+from ebm.evaluation.chains import chains
+from ebm.evaluation.evaluation import Evaluation
+from ebm.evaluation.scores import ood
+from ebm.running import checkpoint, sweep, trained
 from ebm.sampling.buffer import ReplayBuffer
+from ebm.sampling.sgld import SGLD
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared"
@@ -185,6 +190,35 @@ def test_constant_and_nan_energies_are_errors_and_leave_nothing(runs: list[Path]
 def test_bad_settings_name_their_key(runs: list[Path], tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("[", r"\[")):
         run(f"checkpoint={runs[0]}", f"out={tmp_path}", override)
+
+
+@pytest.mark.parametrize("script", ["sample", "evaluate"])
+def test_the_sampler_is_the_checkpoints_but_for_what_is_given(script: str) -> None:
+    state = {"config": {"sampler": {"steps": 7, "step_size": 3.0, "noise_std": 0.5}}}
+
+    def sampler(*overrides: str) -> SGLD:
+        with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+            cfg = compose(script, overrides=list(overrides))
+        given: Any = OmegaConf.to_container(cfg.sampler, resolve=True)
+        return trained.sampler_of(state, given)
+
+    found = sampler("sampler.step_size=5", "sampler.bounds=[-2,2]", "sampler.backend=eager")
+    assert (found.steps, found.step_size, found.noise_std, found.bounds) == (7, 5, 0.5, (-2, 2))
+    assert sampler().step_size == 3
+    with pytest.raises(ValueError, match=r"sampler\._target_ must be one of"):
+        sampler("sampler._target_=os.system")
+
+
+def test_a_part_from_python(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
+    state = checkpoint.load(runs[0])
+    data, energy = trained.dataset_of(state), checkpoint.build_energy(state)
+    ev = Evaluation([energy], data, trained.sampler_of(state, {}), tmp_path, torch.device("cpu"), bootstrap=5)
+    ood(ev, sets=["noise", "kmnist"], scores=["typicality"], root="nowhere")
+    chains(ev, count=2, steps=16, rhat=1.05)
+    assert {"auroc/noise", "auroc/noise/typicality", "chains/rhat/all"} <= ev.numbers.keys()
+    assert [section.title for section in ev.sections] == ["Outliers", "Chains"]
+    assert ev.skipped.keys() == {"ood/kmnist"} and (tmp_path / "chains.png").is_file()
+    assert "AUROC" in capsys.readouterr().out
 
 
 def pictures(folder: Path, count: int) -> Path:
