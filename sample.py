@@ -13,7 +13,6 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from ebm.data import Dataset, given_images, scaled
 from ebm.evaluation import figures, restoration
 from ebm.evaluation.sheets import Samples, write_samples
 from ebm.running import checkpoint, trained
-from ebm.running.cli import one_line_errors, output_folder, pick_device, writable
+from ebm.running.cli import one_line_errors, output_folder, pick_device
 from ebm.sampling.chains import chain_generators, uniform_noise
 from ebm.sampling.drawing import Chains, chosen_chains, chosen_labels
 
@@ -38,7 +37,8 @@ def launch(cfg: DictConfig) -> None:
     levels = checked_levels(cfg)
     out = output_folder(cfg.out, cfg.checkpoint, "sampling")
     state = checkpoint.load(cfg.checkpoint)
-    sampler, device = trained.sampler_of(state, cfg.sampler), pick_device(cfg.device)
+    given: Any = OmegaConf.to_container(cfg.sampler, resolve=True)
+    sampler, device = trained.sampler_of(state, given), pick_device(cfg.device)
     energy = composed_energy(cfg, state).to(device)
     chains = Chains(sampler, cfg.seed, cfg.batch_size, cfg.frames, device)
     if cfg.init in ("inpaint", "denoise", "sharpen"):
@@ -163,15 +163,9 @@ def dataset_of(cfg: DictConfig, state: dict[str, Any]) -> Dataset:
     return trained.check_shape(instantiate(cfg.data) if given else trained.dataset_of(state, cfg.data.root), state)
 
 
-def background_of(cfg: DictConfig, state: dict[str, Any]) -> str:
-    """The colour behind transparent pixels: that of `data=`, or of the data that the checkpoint was trained on."""
-    config = cfg.data if cfg.data._target_ is not None else trained.data_config(state)
-    return str(config.get("background", "black"))
-
-
 def images_of(cfg: DictConfig, state: dict[str, Any]) -> Tensor:
     """The images (N, *shape) in [−1, 1] of `images=`."""
-    return given_images(str(cfg.images), checkpoint.input_shape(state), background_of(cfg, state))
+    return given_images(str(cfg.images), checkpoint.input_shape(state), trained.background_of(state, cfg.data))
 
 
 def source_images(cfg: DictConfig, state: dict[str, Any], generator: torch.Generator) -> Tensor:
@@ -185,18 +179,6 @@ def source_images(cfg: DictConfig, state: dict[str, Any], generator: torch.Gener
     if cfg.num_samples > len(test):
         raise ValueError(f"num_samples must be at most the {len(test)} test images, got {cfg.num_samples}")
     return scaled(test[torch.randperm(len(test), generator=generator)[: cfg.num_samples]])
-
-
-class Folders(Callback):
-    """Says in one line where Hydra's own folders cannot be made."""
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with one_line_errors():
-            writable("hydra.run.dir", config.hydra.run.dir)
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with one_line_errors():
-            writable("hydra.sweep.dir", config.hydra.sweep.dir)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")

@@ -30,14 +30,9 @@ from ebm import check, losses
 from ebm.data import Batches, Dataset, noised
 from ebm.evaluation import features
 from ebm.files import write_whole
-from ebm.running import checkpoint, resume
-from ebm.running.cli import Signals, command, one_line_errors, pick_device, refuse_old_names
-from ebm.running.maintenance import Intervals, Maintenance
+from ebm.running import checkpoint, cli, maintenance, resume, sweep, telemetry, tracking
 from ebm.running.ranks import Ranks
-from ebm.running.sweep import training_job
-from ebm.running.telemetry import fresh_scores
-from ebm.running.tracking import Tracker, objective, print_whereabouts
-from ebm.running.training import Training, default_generator
+from ebm.running.training import Training, check_settings, default_generator
 from ebm.sampling.buffer import ReplayBuffer
 
 
@@ -60,7 +55,7 @@ def training_step(run: Training) -> dict[str, Tensor]:
     run.optimizer.step()
 
     run.last_batch = (x_data, x_model, y_model)
-    return logs | fresh_scores(-logs.pop("e_model"), ages)
+    return logs | telemetry.fresh_scores(-logs.pop("e_model"), ages)
 
 
 def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | None = None) -> int:
@@ -71,7 +66,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     run = build(cfg, config, run_dir, ranks, state)
-    intervals = Intervals.of(config["train"], run.batches.steps_per_epoch)
+    intervals = maintenance.Intervals.of(config["train"], run.batches.steps_per_epoch)
     if state:
         resume.load_state(run, state, run_dir)
         if not state.get("pictures_due") and intervals.progress(run.loop) >= 1:
@@ -81,16 +76,16 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
             )
     went_on_from = state and state["tracker"]
     with (
-        Signals() as signals,
-        Tracker(run_dir, config, went_on_from, writes=ranks.first, **config["wandb"]) as tracker,
+        cli.Signals() as signals,
+        tracking.Tracker(run_dir, config, went_on_from, writes=ranks.first, **config["wandb"]) as tracker,
         tqdm(total=intervals.max_steps, initial=run.loop.step, dynamic_ncols=True, disable=not ranks.first) as bar,
     ):
         if ranks.first:
             write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-        maintenance = Maintenance(run, run_dir, intervals, tracker, bar, **maintenance_settings(config, state))
+        maintain = maintenance.Maintenance(run, run_dir, intervals, tracker, bar, **maintenance_settings(config, state))
         while True:
-            due = maintenance.due(signals)
-            if not maintenance(due):
+            due = maintain.due(signals)
+            if not maintain(due):
                 continue  # it went back to an earlier step
             if due.done or due.stop:
                 break
@@ -105,10 +100,10 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
         if due.done:
             tracker.end(cfg.objective)
     if ranks.first and due.done:
-        print_whereabouts(Path(__file__), run_dir, maintenance.pictures, tracker)
+        tracking.print_whereabouts(Path(__file__), run_dir, maintain.pictures, tracker)
     elif ranks.first:
         name = signal.Signals(due.stop).name
-        print(f"{name}: saved at step {run.loop.step}; go on with  {command(Path(__file__), resume=run_dir)}")
+        print(f"{name}: saved at step {run.loop.step}; go on with  {cli.command(Path(__file__), resume=run_dir)}")
     return 0 if due.done else due.stop
 
 
@@ -120,32 +115,13 @@ def maintenance_settings(config: dict[str, Any], state: dict[str, Any] | None) -
     return settings
 
 
-def check_numbers(cfg: DictConfig) -> None:
-    """ValueError for a number of the loop that is out of range, naming its key."""
-    check.number("seed", cfg.seed, 0, 2**63 - 2, integer=True)
-    if cfg.objective != "frechet" and str(cfg.objective).partition("/")[0] not in ("train", "val", "chain", "noise"):
-        raise ValueError(f"objective must be frechet or the name of a logged number, as val/cd, got {cfg.objective!r}")
-    if cfg.train.epochs is cfg.train.max_steps is cfg.train.max_minutes is None:
-        raise ValueError("one of train.epochs, train.max_steps and train.max_minutes must be set, got none")
-    may_be_null = ("epochs", "max_steps", "max_minutes", "save_every_steps", "save_every_minutes", "chains")
-    may_be_zero = ("warmup_steps", "data_noise_std")
-    reals = ("max_minutes", "save_every_minutes", "grad_norm_clip", "data_noise_std")
-    for key, value in cfg.train.items():
-        if value is None and key in may_be_null:
-            continue
-        if key in reals:
-            check.number(f"train.{key}", value, 0, open_low=key not in may_be_zero)
-        else:
-            check.number(f"train.{key}", value, 0 if key in may_be_zero else 1, integer=True)
-
-
 def build(
     cfg: DictConfig, config: dict[str, Any], run_dir: Path, ranks: Ranks, state: dict[str, Any] | None
 ) -> Training:
     """The parts that the configuration names, on this rank's device, before any step."""
-    refuse_old_names(resume.flat(config))  # of a file of the user's own
-    check_numbers(cfg)
-    device = ranks.device(pick_device(cfg.device))
+    cli.refuse_old_names(resume.flat(config))  # of a file of the user's own
+    check_settings(config)
+    device = ranks.device(cli.pick_device(cfg.device))
     sampler = instantiate(cfg.sampler, _convert_="all")
     check.number("sampler.steps", sampler.steps, 1, integer=True)  # chains that stay at noise teach nothing
     loss = losses.Sum(instantiate(cfg.loss, _convert_="all"))
@@ -270,7 +246,7 @@ def train_or_resume(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], go
                 given, state = resume.resumed(given, run_dir, overrides)
             elif ranks.from_first(lambda: any(run_dir.glob("checkpoints/*.pt"))):
                 if not goes_on:
-                    again = command(Path(__file__), resume=run_dir)
+                    again = cli.command(Path(__file__), resume=run_dir)
                     raise ValueError(f"{run_dir} holds a run: go on with it ({again}) or set another hydra.run.dir")
                 given, state = resume.resumed(given, run_dir, None)
             if ranks.first:
@@ -282,12 +258,12 @@ def train_or_resume(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], go
         signal.raise_signal(stopped_by)  # the launcher's own handler puts the job back into its queue
     if stopped_by:
         sys.exit(128 + stopped_by)
-    return objective(run_dir, cfg.objective)
+    return tracking.objective(run_dir, cfg.objective)
 
 
 def launch(cfg: DictConfig, run_dir: Path, overrides: Sequence[str] = ()) -> float:
     restarts = (os.environ.get(f"{scheduler}_RESTART_COUNT", "0") for scheduler in ("SLURM", "TORCHELASTIC"))
-    with one_line_errors():  # no decorator: launchers pickle this function, and that would hold a generator
+    with cli.one_line_errors():  # no decorator: launchers pickle this function, and that would hold a generator
         return train_or_resume(cfg, run_dir, overrides, goes_on=any(count != "0" for count in restarts))
 
 
@@ -299,7 +275,7 @@ def main(cfg: DictConfig) -> float | None:
     run_dir, overrides = Path(job.runtime.output_dir), job.overrides.task
     if job.mode == RunMode.MULTIRUN:
         run = partial(train_or_resume, cfg, run_dir, overrides, goes_on=True)
-        return training_job(run, cfg, run_dir, overrides, job.job.num)
+        return sweep.training_job(run, cfg, run_dir, overrides, job.job.num)
     return launch(cfg, run_dir, overrides)
 
 

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,17 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 import evaluate
 from ebm.energies import ConvEnergy, MLPEnergy
-from ebm.running import checkpoint
+from ebm.evaluation.chains import chains
+from ebm.evaluation.evaluation import Evaluation
+from ebm.evaluation.scores import ood
+from ebm.running import checkpoint, sweep, trained
 from ebm.sampling.buffer import ReplayBuffer
+from ebm.sampling.sgld import SGLD
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared"
@@ -115,7 +121,7 @@ def test_names(whole: dict[str, Any], runs: list[Path]) -> None:
     assert "KMNIST is not in" in whole["skipped"]["ood/kmnist"]
     assert set(whole["skipped"]) == {
         f"ood/{n}" for n in ("mnist", "fashion_mnist", "kmnist", "omniglot", "svhn", "cifar10")
-    } | {"samples/inception", "classification"}
+    } | {"classification"}
     assert all(np.isfinite(v) for v in whole.values() if isinstance(v, float))
 
 
@@ -186,6 +192,35 @@ def test_bad_settings_name_their_key(runs: list[Path], tmp_path: Path, override:
         run(f"checkpoint={runs[0]}", f"out={tmp_path}", override)
 
 
+@pytest.mark.parametrize("script", ["sample", "evaluate"])
+def test_the_sampler_is_the_checkpoints_but_for_what_is_given(script: str) -> None:
+    state = {"config": {"sampler": {"steps": 7, "step_size": 3.0, "noise_std": 0.5}}}
+
+    def sampler(*overrides: str) -> SGLD:
+        with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+            cfg = compose(script, overrides=list(overrides))
+        given: Any = OmegaConf.to_container(cfg.sampler, resolve=True)
+        return trained.sampler_of(state, given)
+
+    found = sampler("sampler.step_size=5", "sampler.bounds=[-2,2]", "sampler.backend=eager")
+    assert (found.steps, found.step_size, found.noise_std, found.bounds) == (7, 5, 0.5, (-2, 2))
+    assert sampler().step_size == 3
+    with pytest.raises(ValueError, match=r"sampler\._target_ must be one of"):
+        sampler("sampler._target_=os.system")
+
+
+def test_a_part_from_python(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
+    state = checkpoint.load(runs[0])
+    data, energy = trained.dataset_of(state), checkpoint.build_energy(state)
+    ev = Evaluation([energy], data, trained.sampler_of(state, {}), tmp_path, torch.device("cpu"), bootstrap=5)
+    ood(ev, sets=["noise", "kmnist"], scores=["typicality"], root="nowhere")
+    chains(ev, count=2, steps=16, rhat=1.05)
+    assert {"auroc/noise", "auroc/noise/typicality", "chains/rhat/all"} <= ev.numbers.keys()
+    assert [section.title for section in ev.sections] == ["Outliers", "Chains"]
+    assert ev.skipped.keys() == {"ood/kmnist"} and (tmp_path / "chains.png").is_file()
+    assert "AUROC" in capsys.readouterr().out
+
+
 def pictures(folder: Path, count: int) -> Path:
     folder.mkdir(parents=True)
     for i in range(count):
@@ -233,17 +268,17 @@ def test_few_images_are_no_samples_to_compare_with_and_two_have_no_spread(runs: 
 
 def test_a_sweep_goes_on_past_what_fails(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
     small = ["evaluation.parts=[ood]", "ood.sets=[noise]", "ood.scores=[]", "wandb.mode=disabled", "device=cpu", *SMALL]
-    sweep = evaluate.Comparison()
+    comparison = sweep.Comparison()
     for number, path in enumerate([runs[0], tmp_path / "nowhere", runs[1]]):
         overrides = [f"checkpoint={path}", "evaluation.name=sweep", *small]
         with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
             cfg = compose("evaluate", overrides)
-        job = SimpleNamespace(_return_value=evaluate.job_of_sweep(cfg, number), overrides=overrides)
-        sweep.on_job_end(cfg, job)
+        found = sweep.job_of_sweep(partial(evaluate.evaluate_or_compare, cfg, number), number)
+        comparison.on_job_end(cfg, SimpleNamespace(_return_value=found, overrides=overrides))
     assert capsys.readouterr().err.startswith(f"error: job 1: {tmp_path}/nowhere does not exist")
     cfg.out = str(tmp_path / "compare")
     with pytest.raises(SystemExit) as exit:
-        sweep.on_multirun_end(cfg)
+        comparison.on_multirun_end(cfg)
     assert exit.value.code == 1
     assert f"1 evaluations failed: checkpoint={tmp_path}/nowhere" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "compare/compare.json").read_text())) == 2

@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import train
-from ebm.running import checkpoint
+from ebm.running import checkpoint, pictures
 from ebm.running.resume import alone_in, forced
 
 SMALL = ["device=cpu", "data=folder", "data.image_size=8", "data.channels=1", "energy.hidden=2", "buffer.capacity=48"]

@@ -473,6 +473,7 @@ def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
         ("sampler.steps=abc", ["sampler.steps", "'abc'", "integer"]),
         ("sampler.steps=-1", ["sampler.steps", "-1"]),
         ("sampler.steps=0", ["sampler.steps", "0"]),
+        ("sampler=trained", ["sampler.step_size", "'trained'"]),
         ("optimizer.lr=0", ["optimizer.lr"]),
         ("optimizer.lr=nan", ["optimizer.lr"]),
         ("buffer.capacity=0", ["buffer.capacity"]),

@@ -16,12 +16,14 @@ import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from PIL import Image
 from test_resume import SMALL, go, images  # noqa: F401
 
 import train
 from ebm.evaluation import features
 from ebm.running import checkpoint, tracking
+from ebm.running.training import check_settings
 
 FEW = [
     o for o in SMALL if o.partition("=")[0] not in ("wandb.mode", "train.log_every", "sampler.steps", "optimizer.lr")
@@ -319,5 +321,5 @@ def test_the_command_line_of_a_wandb_sweep():
         cfg = compose("train", [*command[3:-1], *arguments])
     assert cfg.sampler.steps == 8 and cfg.energy.hidden == 16 and cfg.wandb.mode == "online"
     assert file["metric"]["name"] == "objective"
-    train.check_numbers(cfg)
+    check_settings(OmegaConf.to_container(cfg, resolve=True))
     train.instantiate(cfg.sampler, _convert_="all")

@@ -1,7 +1,6 @@
 """Annealed importance sampling: log Z of an energy between two bounds."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +40,16 @@ def temperatures(count: int, power: float = 1.0) -> Tensor:
 
 
 def bracket(
-    energy: Energy, base: Any, samples: Tensor, generator: torch.Generator, betas: Tensor,
-    leapfrog: int = 3, acceptance: float = 0.8, bounds: Box = None, burn_in: int = 0,
-) -> Bracket:  # fmt: skip
+    energy: Energy,
+    base: Any,
+    samples: Tensor,
+    generator: torch.Generator,
+    betas: Tensor,
+    leapfrog: int = 3,
+    acceptance: float = 0.8,
+    bounds: Box = None,
+    burn_in: int = 0,
+) -> Bracket:
     """log Z of exp(−E) by AIS and its reverse (Neal 2001; Grosse et al. 2015, "Sandwiching the marginal likelihood").
 
     The path E_β = (1 − β) E_base + β E is walked by one HMC transition at each of `betas` (K + 1,), 0 to 1.
@@ -63,22 +69,18 @@ def bracket(
     if len(samples) < 2:
         raise ValueError(f"ais.chains must be at least 2, got {len(samples)}")
 
-    steps = range(1, len(betas))
     sizes = [0.1] * len(betas)
 
-    def path(beta: float) -> Energy:
-        return lambda x: (1 - beta) * base(x) + beta * energy(x)
-
-    def walk(x: Tensor, order: Sequence[int], tune: bool) -> tuple[Tensor, float]:
-        """Summed log weights of chains at temperatures `order`, 1 … K forward or K … 1 in reverse."""
-        forward = order[0] == 1
+    def walk(x: Tensor, forward: bool = True, tune: bool = False) -> tuple[Tensor, float]:
+        """Summed log weights (chains,) over temperatures 1 … K, or K … 1 in reverse, and the mean acceptance."""
+        order = range(1, len(betas)) if forward else range(len(betas) - 1, 0, -1)
         weight = torch.zeros(len(x), dtype=torch.float64)
         accepted, growth = 0.0, 1.0
         for k in order:
             gain = float(betas[k] - betas[k - 1])
             if forward:  # a weight, then the kernel that leaves the law of β_k alone; in reverse the mirror image
                 weight += gain * _difference(base, energy, x)
-            x, rate = hmc(path(float(betas[k])), x, sizes[k] * growth, leapfrog, generator, bounds)
+            x, rate = hmc(_between(base, energy, float(betas[k])), x, sizes[k] * growth, leapfrog, generator, bounds)
             accepted += rate / len(order)
             if not forward:
                 weight += gain * _difference(base, energy, x)
@@ -88,15 +90,19 @@ def bracket(
 
     with frozen(energy):
         start = base.sample(2 * len(samples), generator).to(samples)
-        walk(start[: len(samples)], steps, tune=True)
-        forward, rate = walk(start[len(samples) :], steps, tune=False)
+        walk(start[: len(samples)], tune=True)
+        lower, rate = walk(start[len(samples) :])
         x = samples
         for _ in range(burn_in):
             x, _ = hmc(energy, x, sizes[-1], leapfrog, generator, bounds)
-        backward, _ = walk(x, steps[::-1], tune=False)
-    if not bool(torch.isfinite(forward).all() and torch.isfinite(backward).all()):
+        upper, _ = walk(x, forward=False)
+    if not bool(torch.isfinite(lower).all() and torch.isfinite(upper).all()):
         raise ValueError("annealed importance sampling gave weights that are not finite")
-    return Bracket(forward + base.log_z, backward + base.log_z, rate)
+    return Bracket(lower + base.log_z, upper + base.log_z, rate)
+
+
+def _between(base: Energy, energy: Energy, beta: float) -> Energy:
+    return lambda x: (1 - beta) * base(x) + beta * energy(x)
 
 
 def _difference(base: Energy, energy: Energy, x: Tensor) -> Tensor:

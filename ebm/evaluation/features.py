@@ -1,4 +1,4 @@
-"""Feature spaces to compare sample sets in: a small classifier of the data set, and Inception where there is one."""
+"""A feature space to compare sample sets in: a small classifier of the data set."""
 
 import hashlib
 import io
@@ -37,9 +37,9 @@ def weights_hash(state: dict[str, Tensor]) -> str:
     return _hash(sorted(state.items()))
 
 
-def _hash(named: Iterable[tuple[str, Tensor]]) -> str:
+def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, value in named:
+    for name, value in tensors:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
@@ -135,26 +135,7 @@ def cached_classifier(
     return net, info
 
 
-class Inception(nn.Module):
-    """Inception v3's 2048 pooled features, x (B, C, H, W) in [−1, 1] → (B, 2048), from torch-fidelity's `weights` file.
-
-    Raises ValueError where torch-fidelity is not installed or the file cannot be read.
-    """
-
-    def __init__(self, weights: str) -> None:
-        super().__init__()
-        from torchmetrics.image.fid import NoTrainInceptionV3
-
-        try:
-            self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
-        except Exception as error:  # no torch-fidelity, no file, another file
-            raise ValueError(f"samples.inception={weights} cannot be used: {str(error).splitlines()[0]}") from error
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.net(x.add(1).mul(127.5).round().to(torch.uint8).expand(-1, 3, -1, -1))
-
-
-def features_of(net: Classifier | Inception, x: Tensor, batch_size: int = 256, device: Device = "cpu") -> Tensor:
+def features_of(net: Classifier, x: Tensor, batch_size: int = 256, device: Device = "cpu") -> Tensor:
     """Features (N, D) of bytes or floats x (N, *shape), on the CPU; they do not depend on `batch_size`."""
     with torch.no_grad():
         return in_batches(lambda part: net.features(scaled(part)), x, batch_size, device)

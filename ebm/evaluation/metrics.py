@@ -78,7 +78,7 @@ def ensemble(members: list[Array], train: list[Array]) -> tuple[Array, Array]:
     energies have no common zero or unit. Raises ValueError where the training scores of one are constant."""
     if any(values.std() == 0 for values in train):
         raise ValueError("an ensemble needs scores that vary over the training images, one energy's are constant")
-    z = np.stack([(s - own.mean()) / own.std() for s, own in zip(members, train, strict=True)])
+    z = np.stack([(s - at_train.mean()) / at_train.std() for s, at_train in zip(members, train, strict=True)])
     return z.mean(axis=0), -z.std(axis=0)
 
 
@@ -131,13 +131,16 @@ def separation_ci95(inliers: Array, outliers: Array, resamples: int, rng: np.ran
 
     One sort serves all resamples: a resample is a count of how often each distinct score was drawn.
     """
-    values, places = np.unique(np.concatenate([inliers, outliers]), return_inverse=True)
-    split = [len(values) - 1 - part for part in np.split(places, [len(inliers)])]  # highest score first
+    distinct, places = np.unique(np.concatenate([inliers, outliers]), return_inverse=True)
+    ranks = len(distinct) - 1 - places  # of each image's score: 0 is the highest
     drawn = []
     for _ in range(resamples):
-        counts = (np.bincount(part[rng.integers(len(part), size=len(part))], minlength=len(values)) for part in split)
-        drawn.append(_separation_of_counts(*counts))
-    return {name: interval(np.array([own[name] for own in drawn])) for name in drawn[0]}
+        counts = [
+            np.bincount(part[rng.integers(len(part), size=len(part))], minlength=len(distinct))
+            for part in (ranks[: len(inliers)], ranks[len(inliers) :])
+        ]
+        drawn.append(_separation_of_counts(counts[0], counts[1]))
+    return {name: interval(np.array([found[name] for found in drawn])) for name in drawn[0]}
 
 
 def _separation_of_counts(inliers: NDArray[np.int64], outliers: NDArray[np.int64]) -> dict[str, float]:
@@ -204,7 +207,10 @@ def frechet(real: Tensor, fake: Tensor) -> float:
 
 def frechet_ci95(real: Tensor, fake: Tensor, resamples: int, rng: np.random.Generator) -> Interval:
     """Interval of `frechet` by resampling both sides, centred on the value at these numbers of samples."""
-    drawn = [frechet(*(x[rng.integers(len(x), size=len(x))] for x in (real, fake))) for _ in range(resamples)]
+    drawn = []
+    for _ in range(resamples):
+        reals, fakes = (x[rng.integers(len(x), size=len(x))] for x in (real, fake))
+        drawn.append(frechet(reals, fakes))
     return interval(np.array(drawn), frechet(real, fake))
 
 
@@ -217,7 +223,11 @@ def kernel_distance(real: Tensor, fake: Tensor, resamples: int, rng: np.random.G
     _check_features(real, fake)
     real, fake = real.double(), fake.double()
     n, m = len(real), len(fake)
-    a, b = (torch.from_numpy(np.vstack([np.ones(k), rng.multinomial(k, np.full(k, 1 / k), resamples)])) for k in (n, m))
+
+    def times_drawn(count: int) -> Tensor:
+        """(1 + resamples, count): how often each image is in the sample itself, once, and in each resample."""
+        resampled = rng.multinomial(count, np.full(count, 1 / count), resamples)
+        return torch.from_numpy(np.vstack([np.ones(count), resampled]))
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T / x.shape[1] + 1) ** 3
@@ -226,6 +236,7 @@ def kernel_distance(real: Tensor, fake: Tensor, resamples: int, rng: np.random.G
         pairs = weights.sum(dim=1) ** 2 - weights.square().sum(dim=1)
         return (weights @ kernel(x, x).fill_diagonal_(0) * weights).sum(dim=1) / pairs
 
+    a, b = times_drawn(n), times_drawn(m)
     values = within(real, a) + within(fake, b) - 2 * (a @ kernel(real, fake) * b).sum(dim=1) / (n * m)
     return float(values[0]), interval(values[1:].numpy(), float(values[0]))
 
@@ -251,11 +262,16 @@ def manifold_quality(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Array]
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"more than k={k} images are needed on both sides, got {len(real)} and {len(fake)}")
     exact = "donot_use_mm_for_euclid_dist"  # the product form rounds small distances away
-    radii = [torch.cdist(x, x, compute_mode=exact).kthvalue(k + 1, dim=1).values for x in (real, fake)]
+    real_radii = torch.cdist(real, real, compute_mode=exact).kthvalue(k + 1, dim=1).values
+    fake_radii = torch.cdist(fake, fake, compute_mode=exact).kthvalue(k + 1, dim=1).values
     distances = torch.cdist(real, fake, compute_mode=exact)
-    in_real = distances <= radii[0][:, None]
-    values = {"precision": in_real.any(dim=0), "recall": (distances <= radii[1][None]).any(dim=1)}
-    values |= {"density": in_real.sum(dim=0) / k, "coverage": in_real.any(dim=1)}
+    in_real, in_fake = distances <= real_radii[:, None], distances <= fake_radii[None]
+    values = {
+        "precision": in_real.any(dim=0),
+        "recall": in_fake.any(dim=1),
+        "density": in_real.sum(dim=0) / k,
+        "coverage": in_real.any(dim=1),
+    }
     return {name: value.double().numpy() for name, value in values.items()}
 
 

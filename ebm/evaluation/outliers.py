@@ -15,15 +15,22 @@ from ebm.data import Dataset, images_and_labels, scaled
 from ebm.files import image_files, read_image
 from ebm.sampling.chains import uniform_noise
 
-OTHERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
-OTHERS |= {"omniglot": "Omniglot", "svhn": "SVHN", "cifar10": "CIFAR10"}
-MADE = ["train", "test", "noise", "noisy", "rotated", "rotated90", "tiny", "inverted", "blurred", "permuted", "halves"]
-MADE += ["constant"]
+OTHERS = {  # torchvision's classes
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "omniglot": "Omniglot",
+    "svhn": "SVHN",
+    "cifar10": "CIFAR10",
+}
+SPLITS = ("train", "test")
+MADE = ("noise", "noisy", "inverted", "permuted", "constant")  # of any data
+MADE_OF_IMAGES = ("rotated", "rotated90", "tiny", "blurred", "halves")
 LEVELS = ("gaussian_", "uniform_")  # and a number
 
 
 def is_built_in(name: str) -> bool:
-    return name in MADE or name in OTHERS or name.startswith(LEVELS)
+    return name in (*SPLITS, *MADE, *MADE_OF_IMAGES, *OTHERS) or name.startswith(LEVELS)
 
 
 def check_name(name: str) -> None:
@@ -87,31 +94,37 @@ def outliers(
     Every set draws from a generator of its own, so that its numbers do not depend on what else is evaluated.
     Raises ValueError for a name that is none of these and for a set that cannot be had.
     """
-    generator = torch.Generator().manual_seed(seed)
     check_name(name)
     if name in OTHERS or "/" in name:
-        if len(dataset.shape) != 3:
-            raise ValueError("images are no outliers to vectors")
-        if OTHERS.get(name) == dataset.name:
-            raise ValueError("it is the data set itself")
-        if name in OTHERS:
-            return _like(_torchvision_test(OTHERS[name], root), dataset.shape)
-        if not Path(name).is_dir():
-            raise ValueError(f"{name} is no folder")
-        files = image_files(Path(name))
-        if len(files) < 2:
-            raise ValueError(f"{name} holds {len(files)} images, at least 2 are needed")
-        return torch.stack([read_image(file, dataset.shape, background) for file in files])
-    if name in ("train", "test"):
+        return _read(name, dataset, root, background)
+    if name in SPLITS:
         return getattr(dataset, name)
-    x = scaled(dataset.test)
-    kind, _, level = name.partition("_")
+    x, generator = scaled(dataset.test), torch.Generator().manual_seed(seed)
+    if name in MADE_OF_IMAGES:
+        return _made_of_images(name, x, generator)
+    return _made(name, x, noise_std, generator)
+
+
+def _read(name: str, dataset: Dataset, root: str, background: str) -> Tensor:
+    """Another data set's test images, or those of a folder, as bytes in the data's channels and size."""
+    if len(dataset.shape) != 3:
+        raise ValueError("images are no outliers to vectors")
+    if OTHERS.get(name) == dataset.name:
+        raise ValueError("it is the data set itself")
+    if name in OTHERS:
+        return _like(_torchvision_test(OTHERS[name], root), dataset.shape)
+    if not Path(name).is_dir():
+        raise ValueError(f"{name} is no folder")
+    files = image_files(Path(name))
+    if len(files) < 2:
+        raise ValueError(f"{name} holds {len(files)} images, at least 2 are needed")
+    return torch.stack([read_image(file, dataset.shape, background) for file in files])
+
+
+def _made(name: str, x: Tensor, noise_std: float, generator: torch.Generator) -> Tensor:
+    """A set made of the test images or vectors `x` (N, *shape)."""
     if name == "noise":
         return uniform_noise(x.shape, generator)
-    if name == "noisy" or kind in ("gaussian", "uniform"):
-        size = noise_std if name == "noisy" else float(level)
-        draw = uniform_noise(x.shape, generator) if kind == "uniform" else torch.randn(x.shape, generator=generator)
-        return (x + size * draw).clamp(-1, 1)
     if name == "inverted":
         return -x
     if name == "permuted":
@@ -119,6 +132,15 @@ def outliers(
         return x.flatten(1)[:, order].view(x.shape)
     if name == "constant":
         return torch.linspace(-1, 1, 256).view(-1, *[1] * (x.dim() - 1)).expand(-1, *x.shape[1:])
+    kind, _, level = name.partition("_")
+    if kind == "uniform":  # uniform_<a>
+        return (x + float(level) * uniform_noise(x.shape, generator)).clamp(-1, 1)
+    size = noise_std if name == "noisy" else float(level)  # gaussian_<σ>
+    return (x + size * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
+
+
+def _made_of_images(name: str, x: Tensor, generator: torch.Generator) -> Tensor:
+    """A set made of the test images `x` (N, C, H, W). Raises ValueError for vectors."""
     if x.dim() != 4:
         raise ValueError("made of images, the data are vectors")
     height, width = x.shape[-2:]

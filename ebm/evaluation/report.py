@@ -1,7 +1,6 @@
 """One page to read: tables and pictures in a single HTML file that needs nothing else."""
 
 import base64
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 from ebm.evaluation import figures
 from ebm.files import whole_files
-from ebm.running.tracking import last_values
 
 COMPARED = ("auroc", "frechet", "kid", "class_entropy", "kl", "nll", "bits_per_dim")  # the panels of a comparison
 STYLE = Path(__file__).with_name("report.css").read_text()
@@ -81,22 +79,8 @@ def compare(folders: Sequence[Path], out: Path) -> None:
 
     Raises ValueError for a folder that holds none.
     """
-    runs = {}
-    for folder in folders:
-        files = [file for pattern in ("metrics.json", "evaluation/*/metrics.json") for file in folder.glob(pattern)]
-        files = [file for file in files if file.is_file()]
-        if not files:
-            raise ValueError(f"compare: {folder} holds no metrics.json of an evaluation: run it first")
-        file = max(files, key=lambda file: file.stat().st_mtime_ns)
-        try:
-            runs[folder] = dict(json.loads(file.read_text()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"compare: {file} holds no numbers of an evaluation: {error}") from error
-    paths = {run: Path(numbers.get("checkpoint", run)) for run, numbers in runs.items()}
-    if len(set(paths.values())) < len(paths):  # one checkpoint evaluated in several ways
-        paths = {run: run for run in runs}
-    alike = {part for part in paths[folders[0]].parts if all(part in path.parts for path in paths.values())}
-    short = {run: "/".join(p for p in path.parts if p not in alike) or str(path) for run, path in paths.items()}
+    runs = {folder: _newest_numbers(folder) for folder in folders}
+    short = _short_names(runs)
     panels: dict[str, dict[str, dict[str, Sequence[float]]]] = {}
     rows = []
     for key in dict.fromkeys(key for numbers in runs.values() for key in numbers):
@@ -119,56 +103,23 @@ def compare(folders: Sequence[Path], out: Path) -> None:
     print(f"{section.text()}\ntable        {out / 'compare.html'}\nfigure       {out / 'compare.png'}")
 
 
-def sweep(folder: Path, objective: str, started: Mapping[int, Sequence[str]]) -> int:
-    """Of a sweep's jobs, the directories in `folder` that hold a job.json, and those `started`, by number: summary.csv
-    (overrides, last metrics, why it failed), samples.png, coordinates.png and summary.html with both; the table on the
-    screen. How many jobs failed."""
-    jobs = {file.parent: json.loads(file.read_text()) for file in folder.rglob("job.json")}
-    never = {"objective": None, "error": "it ended before it began"}
-    for number in started.keys() - {job["number"] for job in jobs.values()}:
-        jobs[folder / str(number)] = never | {"number": number, "overrides": started[number]}
-    jobs = dict(sorted(jobs.items(), key=lambda item: item[1]["number"]))
-    if not jobs:
-        return 0
-    given = {run: dict(override.split("=", 1) for override in job["overrides"]) for run, job in jobs.items()}
-    keys = list(dict.fromkeys(key for values in given.values() for key in values))
-    swept = [key for key in keys if len({values.get(key) for values in given.values()}) > 1]
-    numbers = {run: last_values(run) for run in jobs}
-    logged = list(dict.fromkeys(key for values in numbers.values() for key in values))
-    settings = {run: [_short(given[run].get(key, "—")) for key in swept] for run in jobs}
-    told = [key for key in dict.fromkeys((objective, "val/cd", "train/cd", "chain/saturation")) if key in logged]
-    rows, tiles = [], {}
-    for run, job in jobs.items():
-        rows.append([run.name, *settings[run], *(shown(numbers[run], key) for key in told), job["error"] or "ok"])
-        label = "\n".join([f"job {run.name}", *(f"{key}={x}" for key, x in zip(swept, settings[run], strict=True))])
-        files = [*sorted(run.glob("samples/points_*.png")), *sorted(run.glob("samples/generation_*.png"))]
-        tiles[label] = (files[-1] if files else None, job["error"])
-    pictures = {"samples.png": "The last samples of every job; a red title: it failed."}
-    if swept:
-        pictures = {"coordinates.png": f"Every job's overrides and its {objective}; grey: it failed."} | pictures
-    failed = sum(job["error"] is not None for job in jobs.values())
-    notes = [f"{len(jobs)} jobs, {failed} failed"]
-    section = Section("Sweep", ["job", *swept, *told, "state"], rows, notes, pictures)
-    with whole_files(folder) as aside:
-        with open(aside / "summary.csv", "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["job", *keys, "objective", *logged, "error"])
-            for run, job in jobs.items():
-                cells = [*map(given[run].get, keys), job["objective"], *map(numbers[run].get, logged), job["error"]]
-                writer.writerow([run.name, *cells])
-        figures.contact_sheet(aside / "samples.png", tiles)
-        if swept:
-            results = ["nan" if job["objective"] is None else f"{job['objective']:.4g}" for job in jobs.values()]
-            lines = [[*settings[run], result] for run, result in zip(jobs, results, strict=True)]
-            figures.parallel_coordinates(aside / "coordinates.png", [*swept, objective], lines)
-        write(aside / "summary.html", f"Sweep {folder.name}", [section], {}, {})
-    print(f"{section.text()}\ntable        {folder / 'summary.csv'}\nreport       {folder / 'summary.html'}")
-    return failed
-
-
-def _short(value: str) -> str:
-    """0.0203 of 0.020304864388351435."""
+def _newest_numbers(folder: Path) -> dict[str, Any]:
+    files = [*folder.glob("metrics.json"), *folder.glob("evaluation/*/metrics.json")]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise ValueError(f"compare: {folder} holds no metrics.json of an evaluation: run it first")
+    file = max(files, key=lambda file: file.stat().st_mtime_ns)
     try:
-        return f"{float(value):.4g}"
-    except ValueError:
-        return value
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"compare: {file} holds no numbers of an evaluation: {error}") from error
+
+
+def _short_names(runs: Mapping[Path, Mapping[str, Any]]) -> dict[Path, str]:
+    """What each run is called beside the others: the parts of its checkpoint's path that are not in every path."""
+    paths = {run: Path(numbers.get("checkpoint", run)) for run, numbers in runs.items()}
+    if len(set(paths.values())) < len(paths):  # one checkpoint evaluated in several ways
+        paths = {run: run for run in runs}
+    in_all = set.intersection(*(set(path.parts) for path in paths.values()))
+    names = {run: "/".join(part for part in path.parts if part not in in_all) for run, path in paths.items()}
+    return {run: name or str(paths[run]) for run, name in names.items()}

@@ -104,12 +104,13 @@ def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     all chains as one buffer, and under `shards` what it takes to part them again."""
     buffers = [shard["buffer"] for shard in shards]
     whole = buffers[0] | {key: torch.cat([buffer[key].cpu() for buffer in buffers]) for key in OF_CHAINS}
-    apart = [_shard(**own) for own in shards]
+    apart = [_shard(**shard) for shard in shards]
     return {"buffer": whole, "generator": shards[0]["generator"], "shards": apart}
 
 
-def _shard(buffer: dict[str, Any], **own: Any) -> dict[str, Any]:
-    return {"size": len(buffer["chains"]), "front": buffer["front"]} | own
+def _shard(buffer: dict[str, Any], **others: Any) -> dict[str, Any]:
+    """A rank's part, with the size and front of its buffer in place of the chains."""
+    return {"size": len(buffer["chains"]), "front": buffer["front"]} | others
 
 
 def redistributed(state: dict[str, Any], ranks: Ranks, capacity: int, generator: torch.Generator) -> dict[str, Any]:
@@ -119,25 +120,23 @@ def redistributed(state: dict[str, Any], ranks: Ranks, capacity: int, generator:
     oldest entries of a fifo first, and each rank draws from a new seed, made of its generator's and the step.
     """
     buffer = state["buffer"]
-    drawn: dict[str, Tensor] = {
-        name: state[name] for name in ("generator", "default_generator") if name in state
-    }  # older files have one
-    shards = state.get("shards", [_shard(buffer, sums=state["loop"]["sums"], **drawn)])
+    names = [name for name in ("generator", "default_generator") if name in state]  # older files have one
+    of_one_rank = {"sums": state["loop"]["sums"]} | {name: state[name] for name in names}
+    shards = state.get("shards", [_shard(buffer, **of_one_rank)])
     sizes = [shard["size"] for shard in shards]
     if min(sizes) < 0 or sum(sizes) != len(buffer["chains"]):
         raise ValueError(f"its {len(shards)} ranks had {sum(sizes)} chains, the buffer holds {len(buffer['chains'])}")
     places = [sum(sizes[:i]) + torch.arange(size) for i, size in enumerate(sizes)]
     if len(shards) == ranks.size:
-        mine, own = places[ranks.rank], shards[ranks.rank]
+        mine, shard = places[ranks.rank], shards[ranks.rank]
     else:
         since = torch.cat([torch.arange(-size, 0) for size in sizes])  # the last written is -1
-        by_age = torch.cat([own.roll(-shard["front"]) for own, shard in zip(places, shards, strict=True)])
+        by_age = torch.cat([held.roll(-shard["front"]) for held, shard in zip(places, shards, strict=True)])
         mine = by_age[since.argsort(stable=True)][ranks.rank :: ranks.size][-capacity:]
         fresh = torch.Generator(generator.device).manual_seed((generator.initial_seed() + state["step"]) % 2**63)
-        fresh_states = dict.fromkeys(drawn, fresh.get_state())
-        own = shards[0] | {"front": len(mine) % capacity} | fresh_states
+        shard = shards[0] | {"front": len(mine) % capacity} | dict.fromkeys(names, fresh.get_state())
     chains = {key: buffer[key][mine] for key in OF_CHAINS}
-    generators: dict[str, Tensor] = {name: own[name] for name in drawn}
+    generators: dict[str, Tensor] = {name: shard[name] for name in names}
     generators["order_generator"] = state.get("order_generator", state["generator"])
-    buffer, loop = buffer | chains | {"front": own["front"]}, state["loop"] | {"sums": own["sums"]}
+    buffer, loop = buffer | chains | {"front": shard["front"]}, state["loop"] | {"sums": shard["sums"]}
     return state | generators | {"buffer": buffer, "loop": loop}

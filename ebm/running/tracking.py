@@ -30,10 +30,13 @@ def last_values(run_dir: Path) -> dict[str, float]:
     the middle of a line."""
     file = run_dir / "metrics.jsonl"
     lines = file.read_text().split("\n")[:-1] if file.is_file() else []
+    last: dict[str, Any] = {}
     try:
-        return {key: value for line in lines for key, value in json.loads(line).items() if not isinstance(value, str)}
+        for line in lines:
+            last.update(json.loads(line))
     except ValueError as error:
         raise ValueError(f"{file} holds a line that is no record: {error}") from error
+    return {key: value for key, value in last.items() if not isinstance(value, str)}
 
 
 def objective(run_dir: Path, key: str) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ebm import check
 from ebm.data import Dataset
 from ebm.running import named
 from ebm.running.checkpoint import CheckpointError, input_shape
@@ -14,10 +15,12 @@ MNIST = {"_target_": "ebm.data.torchvision_dataset", "name": "MNIST", "root": "d
 
 def sampler_of(state: Mapping[str, Any], given: Mapping[str, Any]) -> SGLD:
     """The sampler of a loaded checkpoint, but for the settings `given` (those that are not `trained`)."""
-    config = {"_target_": "ebm.sampling.sgld.SGLD"} | state["config"].get("sampler", {})
+    ours = "ebm.sampling.sgld.SGLD"
+    check.choice("sampler._target_", given.get("_target_", ours), (ours,))
+    changes = {key: value for key, value in given.items() if value != "trained" and key != "_target_"}
     try:
-        _, settings = named.shipped("sampler", config)
-        return SGLD(**settings | {key: value for key, value in given.items() if value != "trained"})
+        _, settings = named.shipped("sampler", {"_target_": ours} | state["config"].get("sampler", {}))
+        return SGLD(**settings | changes)
     except TypeError as error:  # the file names a setting that there is none of
         raise CheckpointError(f"the checkpoint's sampler cannot be built: {error}") from error
 
@@ -25,6 +28,13 @@ def sampler_of(state: Mapping[str, Any], given: Mapping[str, Any]) -> SGLD:
 def data_config(state: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the data that a loaded checkpoint was trained on."""
     return dict(state["config"].get("data", MNIST))
+
+
+def background_of(state: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """The colour behind transparent pixels: that of the data `given`, where these settings have a `_target_`, or of
+    the data that the checkpoint was trained on."""
+    config = data_config(state) if given["_target_"] is None else given
+    return str(config.get("background", "black"))
 
 
 def data_name(state: Mapping[str, Any]) -> str:

@@ -1,19 +1,41 @@
 """The parts of a training, and where it is: what the loop works on, and what a checkpoint holds of it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ebm import check
 from ebm.data import Batches, Dataset
 from ebm.losses import Sum
 from ebm.running.guard import Guard
 from ebm.running.ranks import Ranks, merged
 from ebm.sampling.buffer import ReplayBuffer
 from ebm.sampling.sgld import SGLD
+
+MAY_BE_NULL = ("epochs", "max_steps", "max_minutes", "save_every_steps", "save_every_minutes", "chains")
+MAY_BE_ZERO = ("warmup_steps", "data_noise_std")
+REALS = ("max_minutes", "save_every_minutes", "grad_norm_clip", "data_noise_std")
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """ValueError for a number of the loop's that is out of range in a configuration, naming its key."""
+    check.number("seed", config["seed"], 0, 2**63 - 2, integer=True)
+    objective, settings = config["objective"], config["train"]
+    if objective != "frechet" and str(objective).partition("/")[0] not in ("train", "val", "chain", "noise"):
+        raise ValueError(f"objective must be frechet or the name of a logged number, as val/cd, got {objective!r}")
+    if settings["epochs"] is settings["max_steps"] is settings["max_minutes"] is None:
+        raise ValueError("one of train.epochs, train.max_steps and train.max_minutes must be set, got none")
+    for name, value in settings.items():
+        if value is None and name in MAY_BE_NULL:
+            continue
+        if name in REALS:
+            check.number(f"train.{name}", value, 0, open_low=name not in MAY_BE_ZERO)
+        else:
+            check.number(f"train.{name}", value, 0 if name in MAY_BE_ZERO else 1, integer=True)
 
 
 @dataclass

@@ -1,0 +1,149 @@
+"""An evaluation: what its parts read, what they find, and the protocol that their numbers depend on."""
+
+import platform
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import ebm
+from ebm.data import Dataset
+from ebm.evaluation import features, metrics, report
+from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
+from ebm.sampling.sgld import SGLD
+
+# Settings that no number depends on, or that the protocol has in another form.
+LEFT_OUT = ("wandb", "out", "cache", "batch_size", "compare", "checkpoint", "modules", "data", "device")
+PACKAGES = ("torch", "torchvision", "torchmetrics", "scikit-learn", "numpy")
+
+
+@dataclass
+class Evaluation:
+    """What the parts read, and what they find: `numbers` under flat keys, `skipped` with reasons, `sections`.
+
+    energies    the one evaluated, then the rest of the ensemble
+    folder      that pictures are written to
+    device      that the energies lie on
+    bootstrap   resamples for the 95 % intervals, >= 2
+    batch_size  images at once; it changes memory and time, not one number
+    cache       folder of trained classifiers; None for plain-ebm in the user's cache folder
+    """
+
+    energies: list[nn.Module]
+    dataset: Dataset
+    sampler: SGLD
+    folder: Path
+    device: torch.device
+    seed: int = 0
+    bootstrap: int = 200
+    batch_size: int = 256
+    cache: str | None = None
+    numbers: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    sections: list[report.Section] = field(default_factory=list)
+    pictures: dict[str, str] = field(default_factory=dict)  # of the next section: captions by file name
+
+    def put(self, key: str, value: float, ci95: list[float] | None = None) -> None:
+        if not np.isfinite([value, *(ci95 or [])]).all():
+            raise ValueError(f"{key} is {value}, its interval {ci95}")
+        self.numbers[key] = float(value)
+        if ci95 is not None:
+            self.numbers[f"{key}/ci95"] = ci95
+
+    def put_mean(self, key: str, values: metrics.Array) -> None:
+        self.put(key, float(values.mean()), metrics.mean_ci95(values, self.bootstrap, self.rng()))
+
+    def triple(self, key: str) -> list[float]:
+        return report.triple(self.numbers, key)
+
+    def draw(self, name: str, caption: str, figure: Callable[..., None], *what: Any) -> None:
+        """A file that `figure` makes of `what`, for the next section."""
+        figure(self.folder / name, *what)
+        self.pictures[name] = caption
+
+    def section(
+        self,
+        title: str,
+        header: list[str],
+        columns: dict[str, str],
+        rows: dict[str, list[str]],
+        notes: list[str],
+        digits: int = 4,
+        intervals: Container[str] | None = None,
+    ) -> None:
+        """A table, printed, with the pictures so far: rows[key] are the cells under `header`, and each of the `columns`
+        has the number under its key, made of the row's; those of `intervals` (None: all) with the interval."""
+        table = []
+        for row_key, cells in rows.items():
+            line = list(cells)
+            for name, number_key in columns.items():
+                with_interval = intervals is None or name in intervals
+                line.append(report.shown(self.numbers, number_key.format(row_key), digits, with_interval))
+            table.append(line)
+        self.sections.append(report.Section(title, [*header, *columns], table, notes, self.pictures))
+        self.pictures = {}
+        print(self.sections[-1].text(), flush=True)
+
+    def rng(self) -> np.random.Generator:
+        """The bootstrap's generator; a new one a quantity, so that none depends on what else is evaluated."""
+        return np.random.default_rng(self.seed)
+
+    def chosen(self, x: Tensor, count: int) -> Tensor:
+        """`count` random places of `x`, the same at each call."""
+        return torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))[:count]
+
+    @property
+    def how(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "device": self.device}
+
+    def scores(self, x: Tensor) -> metrics.Array:
+        return metrics.scores(self.energies[0], x, **self.how)
+
+    def noise(self, count: int) -> Tensor:
+        """Where chains start: the first ones are the same whatever the count."""
+        return uniform_noise((count, *self.dataset.shape), chain_generators(self.seed + 1, count))
+
+    def sampled(self, x: Tensor, labels: Tensor | None, steps: int) -> Tensor:
+        """Chains `x` after `steps` steps, of these labels or none, on the CPU."""
+        generators = chain_generators(self.seed, len(x), self.device)
+        trace = trace_in_batches(
+            self.sampler.trace, self.energies[0], x, generators, self.batch_size, steps, steps, labels
+        )
+        return trace[-1]
+
+    @cached_property
+    def classifier(self) -> tuple[features.Classifier, dict[str, Any]]:
+        return features.cached_classifier(self.dataset, self.cache, self.device)
+
+
+def protocol(
+    ev: Evaluation, settings: Mapping[str, Any], step: int, class_shares: list[float] | None
+) -> dict[str, Any]:
+    """Everything the numbers depend on, and nothing that they do not: the same on every run of the same evaluation.
+
+    settings            of the whole evaluation, as conf/evaluate.yaml has them
+    step, class_shares  of the checkpoint
+    """
+    kept = {key: value for key, value in settings.items() if key not in LEFT_OUT}
+    kept["ood"] = {key: value for key, value in settings["ood"].items() if key != "root"}
+    sampler = {k: v for k, v in vars(ev.sampler).items() if k != "threads" and not k.startswith("_")}
+    example = torch.empty(1, *ev.dataset.shape, device=ev.device)
+    sampler["backend"] = ev.sampler.run_as(ev.energies[0], example)[0]
+    versions = {"plain-ebm": ebm.__version__, "python": platform.python_version()}
+    return kept | {
+        "sampler": sampler,
+        "weights": [features.weights_hash(energy.state_dict()) for energy in ev.energies],
+        "step": step,
+        "class_shares": class_shares,
+        "data": {"name": ev.dataset.name, "hash": features.data_hash(ev.dataset)},
+        "classifier": ev.classifier[1] if "classifier" in vars(ev) else None,  # where a part asked for it
+        "device": ev.device.type,
+        "threads": torch.get_num_threads(),
+        "versions": versions | {name: version(name) for name in PACKAGES},
+    }
