@@ -127,7 +127,7 @@ class ResNetEnergy(Network):
         scales: int = 1,
         classes: int | None = None,
         temperature: float = 1.0,
-        stem: int = 0,
+        stem: int = 8,
     ) -> None:
         super().__init__(check.image_shape("energy.shape", shape), classes, temperature)
         check.number("energy.width", width, 1, integer=True)

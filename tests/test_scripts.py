@@ -174,7 +174,7 @@ GROUPS = {
         "mnist": ["data.root={root}"],
         "fashion_mnist": ["data.root={root}"],
         "folder": ["data.root={images}"],
-        **{name: ["energy=mlp"] for name in ("checkerboard", "eight_gaussians", "pinwheel", "rings", "two_moons")},
+        "plane": ["energy=mlp", "data.name=pinwheel"],
     },
     "energy": {"cnn": [], "resnet": [], "mlp": []},
     "experiment": {
@@ -183,16 +183,26 @@ GROUPS = {
         "joint": ["data.root={root}"],
         "joint_finish": ["data.root={root}", "energy.hidden=32", "train.chains=4"],
         "clothes": ["data.root={root}"],
-        "outliers": ["data.root={root}", "energy.hidden=4"],
+        "wide": ["data.root={root}", "energy.hidden=4"],
         "residual": ["data.root={root}", "energy.width=2"],
         "residual_twins": ["data.root={root}", "energy.width=2", "initial_weights=null", "train.chains=4"],
         "residual_finish": ["data.root={root}", "energy.width=2", "initial_weights=null", "train.chains=4"],
         "residual_settle": ["data.root={root}", "energy.width=2", "initial_weights=null"],
         "residual_clothes": ["data.root={root}", "energy.width=2"],
-        **{name: [] for name in ("density", "convergent", "nonconvergent", "hybrid")},
+        "density": [],
+    },
+    "loss": {
+        "contrastive_divergence": [],
+        "[contrastive_divergence,classification]": ["energy.classes=10"],
+        "[contrastive_divergence,kl]": [],
+        "[contrastive_divergence,twins]": ["loss.twins.rotation=90"],
+    },
+    "+ablation": {
+        **{name: [] for name in ("none", "kl", "augmented", "informative", "annealed")},
+        **{name: ["energy.width=2"] for name in ("residual_plain", "scales", "spectral_norm")},
     },
     "guard": {"default": []},
-    "scheduler": {"exponential": [], "linear": [], "polynomial": []},
+    "scheduler": {"exponential": [], "polynomial": []},
 }
 
 
@@ -214,7 +224,8 @@ def test_every_config_trains_two_steps(group, option, tmp_path, request):
         values["root"] = request.getfixturevalue("data_root")
     if option == "folder":
         values["images"] = request.getfixturevalue("image_root")
-    small = [argument for argument in TINY if not option.startswith(("resnet", "residual")) or "hidden" not in argument]
+    of_resnet = option == "resnet" or "energy.width=2" in extra
+    small = [argument for argument in TINY if not (of_resnet and "hidden" in argument)]
     arguments = [argument.format(**values) for argument in extra]
     path = tmp_path / "run"
     result = run(
@@ -284,9 +295,7 @@ def untrained_run(folder: Path, shape: list[int], data: dict[str, Any]) -> Path:
 
 DATA = {  # of every option, and of a function of the user's own: the images' shape and what else is to be given
     **dict.fromkeys(("mnist", "fashion_mnist"), ([1, 28, 28], ["data.root={root}"])),
-    **dict.fromkeys(
-        ("checkerboard", "eight_gaussians", "pinwheel", "rings", "two_moons"), ([2], ["data.test_size=99"])
-    ),
+    "plane": ([2], ["data.test_size=99"]),
     "mnist5k": ([1, 28, 28], []),
     "folder": ([3, 32, 32], ["data.root={images}"]),
     "trained": ([1, 28, 28], []),
@@ -324,9 +333,10 @@ def test_every_data_set_in_sample_and_evaluate(option, tmp_path, request, monkey
 
 
 def test_every_config_group_option_is_tested_or_needs_a_download():
-    for group in ("data", "energy", "scheduler", "experiment"):
-        options = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")} - {"trained"}
-        assert options - set(GROUPS[group]) == ({"cifar10", "torchvision"} if group == "data" else set())
+    for group in GROUPS:
+        options = {path.stem for path in (ROOT / "conf" / group.removeprefix("+")).glob("*.yaml")} - {"trained"}
+        tested = {name for option in GROUPS[group] for name in option.strip("[]").split(",")}
+        assert options - tested == ({"cifar10", "torchvision"} if group == "data" else set())
     assert {path.stem for path in (ROOT / "conf/data").glob("*.yaml")} - set(DATA) == {"cifar10", "torchvision"}
 
 

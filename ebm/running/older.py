@@ -22,6 +22,7 @@ def upgraded(state: dict[str, Any]) -> dict[str, Any]:
     for energy in (state["energy_config"], config.get("energy")):
         if isinstance(energy, dict) and energy.get("attention") is False:
             del energy["attention"]
+            energy.setdefault("stem", 0)
     if "start" in config:
         config["initial_weights"] = config.pop("start")
     loss, training = config.get("loss"), config.get("train")

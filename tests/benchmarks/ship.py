@@ -22,14 +22,16 @@ name, run, *evaluations = sys.argv[1:]
 
 def before(config: dict[str, Any]) -> dict[str, Any]:
     """What the run of this configuration started from, and that from, …: weights, steps and configuration of each."""
-    if not config.get("start"):
+    if not config.get("initial_weights"):
         return {}
-    its = checkpoint.load(config["start"])
-    beside = checkpoint.WEIGHTS / f"{config['start']}.json"
+    its = checkpoint.load(config["initial_weights"])
+    beside = checkpoint.WEIGHTS / f"{config['initial_weights']}.json"
     earlier = json.loads(beside.read_text()) if beside.is_file() else before(its["config"])
     began = {"start": earlier["start"]} if "start" in earlier else {}
-    if Path(config["start"]).exists() or config["start"] == name:  # another path, or what these replace
-        config["start"], its["config"]["data"]["root"] = "RUN_DIR", "data"
+    if (
+        Path(config["initial_weights"]).exists() or config["initial_weights"] == name
+    ):  # another path, or what these replace
+        config["initial_weights"], its["config"]["data"]["root"] = "RUN_DIR", "data"
     weights = features.weights_hash(its["energy"])
     return {"start": began | {"weights": weights, "steps": its["step"], "config": its["config"]}}
 

@@ -1,0 +1,121 @@
+"""The house as it is meant to be: its size, which way the arrows run, one home for what is said twice."""
+
+import ast
+import inspect
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+
+import ebm
+import train
+
+SCRIPTS = [ROOT / f"{name}.py" for name in ("train", "sample", "evaluate")]
+MODULES = sorted((ROOT / "ebm").rglob("*.py"))
+WINGS = ["", "sampling", "evaluation", "running"]  # each may import from those before it: the method is the first
+FACE = ["load_energy", "SGLD", "ReplayBuffer", "ContrastiveDivergence", "ConvEnergy", "ResNetEnergy", "MLPEnergy"]
+FACE += ["Composed", "uniform_noise"]
+
+
+def wing_of(file: Path) -> str:
+    inside = file.relative_to(ROOT / "ebm").parts
+    return inside[0] if len(inside) > 1 else ""
+
+
+def imported(file: Path) -> set[Path]:
+    """The files of ebm that `file` imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "ebm":
+            for alias in node.names:
+                path = ROOT / f"{node.module}.{alias.name}".replace(".", "/")
+                found |= {path.with_suffix(".py"), path.parent.with_suffix(".py")}
+    return found & set(MODULES)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_arrows_run_down_and_in_no_circle(file):
+    if file.name == "__init__.py":
+        return  # the public face looks its names up when they are used
+    assert all(WINGS.index(wing_of(other)) <= WINGS.index(wing_of(file)) for other in imported(file))
+    reached, waiting = set(), [file]
+    while waiting:
+        new = imported(waiting.pop()) - reached
+        reached |= new
+        waiting += new
+    assert file not in reached
+
+
+def test_hydra_and_wandb_are_known_where_they_belong():
+    for file in MODULES:
+        names = {
+            str(name).partition(".")[0]
+            for node in ast.walk(ast.parse(file.read_text()))
+            for name in ([node.module] if isinstance(node, ast.ImportFrom) else getattr(node, "names", []))
+        }
+        names |= {
+            alias.name.partition(".")[0]
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        assert not names & {"hydra", "omegaconf"} or file.name == "sweep.py"
+        assert "wandb" not in names or file.name == "tracking.py"
+
+
+def test_one_reads_it_in_an_evening():
+    for script, most in zip(SCRIPTS, (300, 200, 150), strict=True):
+        assert len(script.read_text().splitlines()) <= most
+    for file in [*SCRIPTS, *MODULES]:
+        assert "fmt: skip" not in file.read_text()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, (file.name, node.name)
+    assert len((ROOT / "README.md").read_text().split()) <= 1500
+
+
+def test_the_readme_shows_the_training_step():
+    source = inspect.getsource(train.training_step)
+    body = textwrap.dedent(source.split('"""')[2]).strip()
+    shown = body[: body.index("run.optimizer.step()\n") + len("run.optimizer.step()\n")]
+    assert f"```python\n{shown}```" in (ROOT / "README.md").read_text()
+
+
+def test_the_public_face():
+    """It is there, and takes little more than torch: nothing that draws, ranks, logs or configures is imported."""
+    script = f"import sys\nfrom ebm import {', '.join(FACE)}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    heavy = {"torchvision", "matplotlib", "sklearn", "skimage", "torchmetrics", "arviz_stats", "wandb", "hydra"}
+    assert not heavy & set(done.stdout.split())
+    assert set(FACE) == set(ebm.HOMES)
+    with pytest.raises(AttributeError, match="no attribute 'Sampler'"):
+        ebm.Sampler  # noqa: B018
+
+
+GROUPS = [(path.parent.name, path.stem) for path in sorted((ROOT / "conf").glob("*/*.yaml"))]
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [pair for pair in GROUPS if pair[0] in ("energy", "sampler", "buffer", "loss", "optimizer", "scheduler", "guard")],
+)
+def test_a_default_is_the_same_from_the_command_line_and_from_python(group, option):
+    if (group, option) == ("sampler", "trained"):
+        return  # the checkpoint's values
+    choice = f"{group}=[{option}]" if group == "loss" else f"{group}={option}"
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", ["experiment=tutorial", choice])[group]
+    cfg = cfg[option] if group == "loss" else cfg
+    parameters = inspect.signature(get_object(cfg._target_)).parameters
+    settings = {key: value for key, value in cfg.items() if key not in ("_target_", "augment")}
+    given = {name for name, parameter in parameters.items() if parameter.default is not inspect.Parameter.empty}
+    assert given - set(settings) <= {"shape", "class_means", "class_shares", "classes", "augment"}
+    for key, value in settings.items():
+        default = parameters[key].default
+        assert (list(value) if key == "bounds" else value) == (list(default) if key == "bounds" else default), key
