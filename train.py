@@ -140,6 +140,7 @@ def build(
     labels = None if classes is None else dataset.train_labels
     batches = Batches(dataset.train, cfg.train.batch_size, order_generator, ranks.rank, ranks.size, labels)
     buffer = build_buffer(cfg, dataset, energy, generator, ranks)
+    batch_size, chains = sizes_of_step(cfg, buffer, ranks)
     return Training(
         energy=energy,
         parallel_energy=ranks.wrap(energy),
@@ -153,8 +154,8 @@ def build(
         dataset=dataset,
         ranks=ranks,
         generator=generator,
-        batch_size=ranks.share("train.batch_size", cfg.train.batch_size),
-        chains=ranks.share("train.chains", cfg.train.chains or cfg.train.batch_size),
+        batch_size=batch_size,
+        chains=chains,
         data_noise_std=cfg.train.data_noise_std,
         grad_norm_clip=cfg.train.grad_norm_clip,
         warmup_steps=cfg.train.warmup_steps,
@@ -210,23 +211,22 @@ def build_energy(cfg: DictConfig, dataset: Dataset, device: torch.device) -> tup
 def build_buffer(
     cfg: DictConfig, dataset: Dataset, energy: nn.Module, generator: torch.Generator, ranks: Ranks
 ) -> ReplayBuffer:
-    """This rank's replay buffer, full of fresh chains, of which each step draws enough."""
+    """This rank's replay buffer, full of fresh chains."""
+    of_data = {name: getattr(energy, name, None) for name in ("classes", "class_shares")}
     sizes = {key: ranks.share(f"buffer.{key}", cfg.buffer[key]) for key in ("capacity", "initial") if ranks.size > 1}
-    buffer: ReplayBuffer = instantiate(cfg.buffer, _partial_=True)(
-        dataset.shape,
-        generator,
-        class_means=dataset.class_means,
-        classes=getattr(energy, "classes", None),
-        class_shares=getattr(energy, "class_shares", None),
-        **sizes,
-    )
+    new_buffer = instantiate(cfg.buffer, _partial_=True)
+    return new_buffer(dataset.shape, generator, class_means=dataset.class_means, **of_data, **sizes)
+
+
+def sizes_of_step(cfg: DictConfig, buffer: ReplayBuffer, ranks: Ranks) -> tuple[int, int]:
+    """(batch size, chains that a step draws from the buffer) of this rank. Raises ValueError where these do not fit."""
     batch_size = ranks.share("train.batch_size", cfg.train.batch_size)
     chains = ranks.share("train.chains", cfg.train.chains or cfg.train.batch_size)
     check.number("train.chains", chains, 1, batch_size, integer=True)
     if chains < batch_size and buffer.policy != "fifo":
         raise ValueError(f"train.chains={cfg.train.chains}, less than the batch, needs buffer.policy=fifo")
     buffer.check_count(chains)
-    return buffer
+    return batch_size, chains
 
 
 def train_or_resume(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], goes_on: bool) -> float:

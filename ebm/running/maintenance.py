@@ -101,44 +101,31 @@ def what_is_due(
     )
 
 
+@dataclass
 class Maintenance:
-    """Reads logs back, watches them, validates, saves and draws, when it is due.
+    """Reads logs back, watches them, validates, saves and draws, when it is due."""
 
-    sample_steps     SGLD steps from noise for the pictures
-    eval_batch_size  images at once
-    keep             numbered checkpoints that stay
-    cache            folder of the classifier; None: as `features.cached_classifier` has it
-    with_frechet     whether the Fréchet distance of samples is taken at the end
-    pictures_left    whether the run was cut off before pictures that were due
-    """
+    training: Training
+    run_dir: Path
+    intervals: Intervals
+    tracker: Tracker
+    bar: "tqdm[Any]"
+    seed: int
+    sample_steps: int  # SGLD steps from noise for the pictures
+    eval_batch_size: int  # images at once
+    keep: int  # numbered checkpoints that stay
+    cache: str | None = None  # folder of the classifier; None: as `features.cached_classifier` has it
+    with_frechet: bool = False  # whether the Fréchet distance of samples is taken at the end
+    pictures_left: bool = False  # whether the run was cut off before pictures that were due
 
-    def __init__(
-        self,
-        training: Training,
-        run_dir: Path,
-        intervals: Intervals,
-        tracker: Tracker,
-        bar: "tqdm[Any]",
-        seed: int,
-        sample_steps: int,
-        eval_batch_size: int,
-        keep: int,
-        cache: str | None = None,
-        with_frechet: bool = False,
-        pictures_left: bool = False,
-    ) -> None:
-        self.training, self.run_dir, self.intervals = training, run_dir, intervals
-        self.tracker, self.bar = tracker, bar
-        self.seed, self.sample_steps, self.eval_batch_size = seed, sample_steps, eval_batch_size
-        self.keep, self.cache, self.with_frechet = keep, cache, with_frechet
-        self.pictures_left = pictures_left
+    def __post_init__(self) -> None:
         self.pictures: dict[str, Path] = {}  # the last ones, by the name under which they are logged
-        self.maintained = training.loop.step  # the checkpoint was taken after the maintenance of its step
+        self.maintained = self.training.loop.step  # the checkpoint was taken after the maintenance of its step
         self.save_asked = True  # a run can always be resumed, with the limits of this start, and rolled back
         self.saved_at = time.monotonic()
-        shape, test = training.dataset.shape, training.dataset.test
-        generator = torch.Generator().manual_seed(seed + 1)  # the same noise at every validation
-        self.noise = uniform_noise((len(test), *shape), generator)
+        shape, count = self.training.dataset.shape, len(self.training.dataset.test)
+        generator = torch.Generator().manual_seed(self.seed + 1)  # the same noise at every validation
+        self.noise = uniform_noise((count, *shape), generator)
         self.noise_1024 = uniform_noise((1024, *shape), generator)
 
     def due(self, signals: Signals) -> Due:
@@ -246,26 +233,13 @@ class Maintenance:
     def draw(self, due: Due) -> None:
         """Pictures, and the numbers that come with them."""
         training, step = self.training, self.training.loop.step
-        sampled = (training.energy, training.sampler)
-        real = training.dataset.test
-        files, numbers, scores = pictures.draw_samples(
-            self.run_dir, step, *sampled, training.buffer, real, self.sample_steps, self.seed
-        )
+        self.pictures, numbers, scores = pictures.draw_samples(training, self.run_dir, self.sample_steps, self.seed)
         self.tracker.log(step, due.epoch, numbers)
         energies = {f"energy/{name}": -value for name, value in scores.items()}
-        self.tracker.log_media(step, due.epoch, files, energies)
-        self.pictures = files
+        self.tracker.log_media(step, due.epoch, self.pictures, energies)
         if due.done and self.with_frechet:
-            distance = pictures.frechet(
-                *sampled,
-                training.dataset,
-                self.sample_steps,
-                self.seed,
-                self.eval_batch_size,
-                self.cache,
-                training.device,
-            )
-            self.tracker.log(step, due.epoch, {"frechet": distance})
+            how = (self.sample_steps, self.seed, self.eval_batch_size)
+            self.tracker.log(step, due.epoch, {"frechet": pictures.frechet(training, *how, self.cache)})
 
 
 def means_since_last(loop: Loop, chains: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:

@@ -6,13 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebm.data import Dataset, Device
 from ebm.energies import labels_in_proportion
 from ebm.evaluation import features, figures, metrics
 from ebm.files import whole_files
-from ebm.sampling.buffer import ReplayBuffer
+from ebm.running.training import Training
 from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
-from ebm.sampling.sgld import SGLD
 
 
 def validation_scores(
@@ -29,19 +27,13 @@ def validation_scores(
 
 
 def draw_samples(
-    folder: Path,
-    step: int,
-    energy: nn.Module,
-    sampler: SGLD,
-    buffer: ReplayBuffer,
-    real: Tensor,
-    steps: int,
-    seed: int,
+    training: Training, folder: Path, steps: int, seed: int
 ) -> tuple[dict[str, Path], dict[str, float], dict[str, metrics.Array]]:
     """PNG files in `folder`: 8 chains from noise, each a strip of 8 snapshots over `steps`; 32 random chains of the
     buffer; histograms of scores and ages. Numbers: how well the long chains mix, and how far short ones fall behind
     them. And the scores of chains in the buffer and of real images."""
-    device = buffer.chains.device
+    energy, sampler, buffer = training.energy, training.sampler, training.buffer
+    real, device = training.dataset.test, training.device
     generator = torch.Generator(device).manual_seed(seed)  # the same start each time, to compare over training
     noise = uniform_noise((8, *buffer.chains.shape[1:]), generator)
     every = max(steps // 256, 1)
@@ -54,7 +46,7 @@ def draw_samples(
     }
     is_image = real.dim() == 4
     keys = ["samples/generation", "samples/buffer"] if is_image else ["samples/points"]
-    names = {key: f"{key}_{step:06d}.png" for key in [*keys, "chain/state"]}
+    names = {key: f"{key}_{training.loop.step:06d}.png" for key in [*keys, "chain/state"]}
     with whole_files(folder) as aside:
         for name in names.values():
             (aside / name).parent.mkdir(exist_ok=True)
@@ -90,23 +82,16 @@ def chain_numbers(energy: nn.Module, trace: Tensor, short: int) -> dict[str, flo
     return numbers
 
 
-def frechet(
-    energy: nn.Module,
-    sampler: SGLD,
-    dataset: Dataset,
-    steps: int,
-    seed: int,
-    batch_size: int,
-    cache: str | None,
-    device: Device,
-) -> float:
+def frechet(training: Training, steps: int, seed: int, batch_size: int, cache: str | None) -> float:
     """The distance of 256 samples, `steps` steps from noise, to the test images, in the features of the data set's
     classifier: what evaluate.py calls frechet/classifier-n256/STEPS."""
+    dataset, device = training.dataset, training.device
     count = min(256, len(dataset.test))
     start = uniform_noise((count, *dataset.shape), chain_generators(seed + 1, count))
     generators = chain_generators(seed, count, device)
-    labels = labels_in_proportion(energy, count)
-    x = trace_in_batches(sampler.trace, energy, start, generators, batch_size, steps, steps, labels)[-1]
+    labels = labels_in_proportion(training.energy, count)
+    how = (generators, batch_size, steps, steps, labels)
+    x = trace_in_batches(training.sampler.trace, training.energy, start, *how)[-1]
     classifier, _ = features.cached_classifier(dataset, cache, device)
     of_test, of_samples = (features.features_of(classifier, images, device=device) for images in (dataset.test, x))
     return metrics.frechet(of_test, of_samples)
