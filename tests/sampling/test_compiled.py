@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp, kstest
-from test_sampler import generator, images, naive
+from test_sgld import generator, images, naive
 from torch import nn
 
 from ebm.composition import Composed

@@ -27,7 +27,7 @@ from ebm.running import checkpoint, sweep, trained
 from ebm.sampling.buffer import ReplayBuffer
 from ebm.sampling.sgld import SGLD
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 SHARED = REPO.parent / "shared"
 ROOT = Path(os.environ.get("EBM_DATA", SHARED / "data"))
 TUTORIAL = Path(os.environ.get("EBM_TUTORIAL", SHARED / "tutorial")) / "MNIST.ckpt"
