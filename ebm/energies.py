@@ -133,11 +133,11 @@ class ResNetEnergy(Network):
         check.number("energy.width", width, 1, integer=True)
         check.number("energy.blocks", blocks, 0, integer=True)
         check.number("energy.stem", stem, 0, integer=True)
-        most = int(math.log2(min(self.shape[1:])))  # the last level keeps a pixel
-        check.number("energy.levels", levels, 1, most, integer=True)
-        check.number("energy.scales", scales, 1, most, integer=True)
+        highest = int(math.log2(min(self.shape[1:])))  # the last level keeps a pixel
+        check.number("energy.levels", levels, 1, highest, integer=True)
+        check.number("energy.scales", scales, 1, highest, integer=True)
         self.networks = nn.ModuleList(
-            self._network(width, min(levels, most - scale), blocks, scale, stem) for scale in range(scales)
+            self._network(width, min(levels, highest - scale), blocks, scale, stem) for scale in range(scales)
         )
         if spectral_norm:
             for module in [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:

@@ -262,11 +262,11 @@ def build_energy(state: dict[str, Any], source: str | Path = "checkpoint", modul
     choose what is imported.
     """
     weights = state["energy"]
-    most = max(65536, sum(value.numel() for value in weights.values()))
+    largest = max(65536, sum(value.numel() for value in weights.values()))
     try:
         kind, config = named.energy(state["energy_config"], modules)
         sizes = [size for value in config.values() for size in (value if isinstance(value, list) else [value])]
-        if any(isinstance(size, int) and size > most for size in sizes):
+        if any(isinstance(size, int) and size > largest for size in sizes):
             raise ValueError(f"a size in {config} is larger than the number of its weights")
         with torch.device("meta"):  # a file that lies about its sizes does not get the memory for them
             differences = _differences(kind(**config).state_dict(), weights)
@@ -306,7 +306,7 @@ def start_from(energy: nn.Module, path: str | Path) -> None:
     """Give `energy` the weights of a checkpoint, as `load_energy` takes. Raises ValueError where they are another's."""
     weights = load_energy(path).state_dict()
     if differences := _differences(energy.state_dict(), weights):
-        raise ValueError(f"start={path} holds another energy than this run's: {differences}")
+        raise ValueError(f"initial_weights={path} holds another energy than this run's: {differences}")
     energy.load_state_dict(weights)
 
 

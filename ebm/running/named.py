@@ -86,9 +86,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     """ValueError for the configuration of a run, read from its file, with a part that neither ships nor is the user's
     own, in a folder of PYTHONPATH where nothing is installed, or with other than plain values."""
     folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    own = [folder for folder in folders if not INSTALLED & {*Path(folder).resolve().parts}]
+    of_user = [folder for folder in folders if not INSTALLED & {*Path(folder).resolve().parts}]
     terms = config.get("loss", {})
-    if not isinstance(terms, dict):
+    if not isinstance(terms, dict) or any(str(name).startswith("_") for name in terms):
         raise ValueError(f"loss must be terms by name, got {terms!r}")
     others = [(group, group, value) for group, value in config.items() if group != "loss"]
     for group, key, value in [*others, *(("loss", f"loss.{name}", term) for name, term in terms.items())]:
@@ -96,7 +96,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         if group in SHIPPED and name not in SHIPPED[group]:
             package = name.partition(".")[0]
             ours = ("ebm", "train", "sample", "evaluate")  # in a sweep PYTHONPATH has their folder, too
-            if package in (*ours, *sys.stdlib_module_names) or PathFinder.find_spec(package, own) is None:
+            if package in (*ours, *sys.stdlib_module_names) or PathFinder.find_spec(package, of_user) is None:
                 raise ValueError(f"{key}._target_={name} neither ships nor lies in a folder of PYTHONPATH")
             _defined(name)
         _settings(key, value if isinstance(value, dict) and group in SHIPPED else {key: value})

@@ -9,6 +9,7 @@ PARTS = {  # that have moved
     "ebm.buffer.ReplayBuffer": "ebm.sampling.buffer.ReplayBuffer",
     "ebm.guard.Guard": "ebm.running.guard.Guard",
 }
+LOSS = "ebm.losses.ContrastiveDivergence"  # the one there was, of all terms
 LOGS = {"contrast": "twins", "contrast_accuracy": "twins_accuracy"}
 
 
@@ -26,7 +27,7 @@ def upgraded(state: dict[str, Any]) -> dict[str, Any]:
     if "start" in config:
         config["initial_weights"] = config.pop("start")
     loss, training = config.get("loss"), config.get("train")
-    if isinstance(loss, dict) and isinstance(training, dict) and "_target_" in loss:
+    if isinstance(loss, dict) and isinstance(training, dict) and loss.get("_target_") == LOSS:
         training["data_noise_std"] = loss.get("noise_std")
         config["loss"] = terms_of(loss, state["energy_config"].get("classes"))
         if training.get("warmup_sgld_steps") is None:
@@ -38,9 +39,7 @@ def upgraded(state: dict[str, Any]) -> dict[str, Any]:
 
 def terms_of(loss: dict[str, Any], classes: int | None) -> dict[str, Any]:
     """The terms of the one loss that there was."""
-    terms: dict[str, Any] = {
-        "contrastive_divergence": {"_target_": "ebm.losses.ContrastiveDivergence", "alpha": loss.get("alpha")}
-    }
+    terms: dict[str, Any] = {"contrastive_divergence": {"_target_": LOSS, "alpha": loss.get("alpha")}}
     if loss.get("kl_weight"):
         of_sampler = {name: loss.get(name) for name in ("step_size", "grad_clamp", "bounds")}
         terms["kl"] = {

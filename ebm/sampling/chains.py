@@ -16,8 +16,8 @@ Given = tuple[Tensor, Tensor]  # (mask, values)
 def uniform_noise(shape: Sequence[int], generator: Generators) -> Tensor:
     """Noise (B, *shape) uniform in [−1, 1] on the generator's device; one generator, or one a chain as in SGLD."""
     x = torch.empty(*shape, device=(generator if isinstance(generator, torch.Generator) else generator[0]).device)
-    for part, own in with_generators(x, generator):
-        part.uniform_(-1, 1, generator=own)
+    for part, its_generator in with_generators(x, generator):
+        part.uniform_(-1, 1, generator=its_generator)
     return x
 
 
@@ -34,7 +34,7 @@ def padded(x: Tensor) -> Tensor:
 def chain_generators(seed: int, count: int, device: str | torch.device = "cpu") -> list[torch.Generator]:
     """A generator a chain; the first ones are the same whatever the count."""
     seeds = torch.randint(2**63 - 1, (count,), generator=torch.Generator().manual_seed(seed))
-    return [torch.Generator(device).manual_seed(own) for own in seeds.tolist()]
+    return [torch.Generator(device).manual_seed(number) for number in seeds.tolist()]
 
 
 def trace_in_batches(
@@ -59,11 +59,11 @@ def trace_in_batches(
 
     parts = []
     for start in range(0, len(x), batch_size):
-        part, own = batch(x, start), list(generators[start : start + batch_size])
-        count = len(own)
-        own += [torch.Generator(part.device).manual_seed(0) for _ in range(len(part) - count)]
+        part, its_generators = batch(x, start), list(generators[start : start + batch_size])
+        count = len(its_generators)
+        its_generators += [torch.Generator(part.device).manual_seed(0) for _ in range(len(part) - count)]
         its_labels = None if labels is None else batch(labels, start)
         held = (batch(given[0], start), batch(given[1], start)) if given else None
-        snapshots = trace(energy, part, own, every=every, steps=steps, labels=its_labels, given=held)
+        snapshots = trace(energy, part, its_generators, every=every, steps=steps, labels=its_labels, given=held)
         parts.append(snapshots[:, :count].cpu())
     return torch.cat(parts, dim=1)

@@ -185,8 +185,8 @@ class SGLD:
         noise = memory[: len(block)]
         for step_noise, step in zip(noise, block, strict=True):
             noise_std = self.settings(step, steps)[1]
-            for part, own in with_generators(step_noise, generator):
-                part.normal_(0, noise_std, generator=own)
+            for part, its_generator in with_generators(step_noise, generator):
+                part.normal_(0, noise_std, generator=its_generator)
         return noise
 
     def _start(

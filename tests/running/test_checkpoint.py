@@ -369,6 +369,8 @@ def test_data_that_lay_elsewhere_are_not_downloaded_there(tmp_path):
         ("loss", {"twins": {"_target_": "ebm.losses.Twins", "flip": {"_target_": "os.getpid"}}}, "plain"),
         ("loss", {"mine": {"_target_": "os.getpid"}}, "loss.mine._target_=os.getpid neither ships"),
         ("loss", "os.getpid", "terms by name"),
+        ("loss", {"_target_": "os.getpid"}, "terms by name"),
+        ("loss", {"_args_": {"_target_": "ebm.losses.Twins"}}, "terms by name"),
         ("optimizer", {"_target_": "ebm.optim.adam", "_args_": [1]}, "plain values"),
         ("guard", {"_target_": "ebm.running.guard.Guard", "_partial_": True}, "plain values"),
         ("sampler", {"_target_": "ebm.running.guard.Guard"}, "neither ships"),
