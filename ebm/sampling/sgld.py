@@ -38,7 +38,7 @@ class SGLD:
                                     its chains through the steps on one core; None for as many as torch has
     backend                         how the steps are run. They are the same but for rounding:
                                     eager       autograd; any energy, any device
-                                    compile     compiled code on the CPU (ebm/compiled.py), for energies that are
+                                    compile     compiled code on the CPU (compiled.py), for energies that are
                                                 chains of convolutions, linear layers and SiLU
                                     cuda_graph  on CUDA, a block of steps recorded once and launched at once
                                     auto        compile on the CPU and cuda_graph on CUDA where they can run

@@ -214,10 +214,10 @@ HOSTILE = {
     "unexpected keyword": lambda: conv(code="print()"),
     "os.system, is none of ebm's": lambda: conv(_target_="os.system"),
     "antigravity.fly, is none of ebm's": lambda: conv(_target_="antigravity.fly"),
-    "SGLD, is none of ebm's": lambda: conv(_target_="ebm.sampler.SGLD"),
+    "SGLD, is none of ebm's": lambda: conv(_target_="ebm.sampling.sgld.SGLD"),
     "Linear, is none of ebm's": lambda: conv(_target_="torch.nn.Linear"),
     "Observed, is none of ebm's": lambda: conv(_target_="ebm.composition.Observed"),
-    "write_text, is none of ebm's": lambda: conv(_target_="ebm.checkpoint.Path.write_text"),
+    "write_text, is none of ebm's": lambda: conv(_target_="ebm.running.checkpoint.Path.write_text"),
     "torch is not defined in": lambda: conv(_target_=f"{__name__}.torch"),
     "Tensor is not defined in": lambda: conv(_target_=f"{__name__}.Tensor"),
     "Payload is not an energy": lambda: conv(_target_=f"{__name__}.Payload"),
@@ -319,7 +319,7 @@ def test_an_energy_of_ones_own_is_taken_from_a_module_that_is_named_or_imported(
 def hostile_parts(proof):
     """Configurations of a part that would make the file `proof`, were they built."""
     write = {
-        "_target_": "ebm.checkpoint.Path.write_text",
+        "_target_": "ebm.running.checkpoint.Path.write_text",
         "_args_": [{"_target_": "ebm.data.Path", "_args_": [proof]}, ""],
     }
     system = {"_target_": "os.system", "_args_": [f"touch {proof}"]}
@@ -333,7 +333,7 @@ def hostile_parts(proof):
         {"_target_": "ebm.data.image_folder", "root": ".", "_partial_": True},
         {"_target_": "ebm.data.image_folder", "root": ".", "_convert_": "all"},
         {"_target_": "ebm.densities.dataset", "name": "rings", "nothing": 1},
-        {"_target_": "ebm.sampler.SGLD", "steps": write},
+        {"_target_": "ebm.sampling.sgld.SGLD", "steps": write},
         {"_target_": ["os.system"]},
         {"_target_": None, "root": "."},
     ]

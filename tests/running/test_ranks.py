@@ -215,7 +215,7 @@ def test_the_command(tmp_path):
 
 @pytest.mark.slow
 def test_signals_to_torchrun(tmp_path, images):  # noqa: F811
-    """SIGUSR1 to it and its ranks, as the README has Slurm send it, saves; and ranks whose torchrun was killed end,
+    """SIGUSR1 to it and its ranks, as conf/README.md has Slurm send it, saves; and ranks whose torchrun was killed end,
     saved, by themselves."""
     torchrun = f"trap '' USR1; exec {sys.executable} -m torch.distributed.run --nproc-per-node=2"
     arguments = [*SMALL, images, "train.max_steps=1000000", "train.log_every=1"]
