@@ -249,9 +249,11 @@ def train_or_resume(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], go
                     again = cli.command(Path(__file__), resume=run_dir)
                     raise ValueError(f"{run_dir} holds a run: go on with it ({again}) or set another hydra.run.dir")
                 given, state = resume.resumed(given, run_dir, None)
+            if state:
+                cfg = OmegaConf.create(given)
             if ranks.first:
                 held.enter_context(resume.alone_in(run_dir))
-            stopped_by = train(OmegaConf.create(given) if state else cfg, run_dir, ranks, state)
+            stopped_by = train(cfg, run_dir, ranks, state)
     finally:
         resume.remove_if_empty(hydras)
     if stopped_by == signal.SIGUSR2:
