@@ -74,10 +74,10 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
                 f"resume={run_dir} is complete at step {run.loop.step}: set train.epochs, max_steps or max_minutes to "
                 "more to go on longer"
             )
-    went_on_from = state and state["tracker"]
+    logged_before = None if state is None else state["tracker"]
     with (
         cli.Signals() as signals,
-        tracking.Tracker(run_dir, config, went_on_from, writes=ranks.first, **config["wandb"]) as tracker,
+        tracking.Tracker(run_dir, config, logged_before, writes=ranks.first, **config["wandb"]) as tracker,
         tqdm(total=intervals.max_steps, initial=run.loop.step, dynamic_ncols=True, disable=not ranks.first) as bar,
     ):
         if ranks.first:
@@ -163,7 +163,7 @@ def build(
             "config": config,
             "energy_config": energy_config,
             "class_shares": class_shares,
-            "class_names": dataset.class_names and dataset.class_names[:classes],
+            "class_names": None if dataset.class_names is None else dataset.class_names[:classes],
             "data_hashes": features.data_hashes(dataset),
         },
     )

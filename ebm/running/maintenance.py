@@ -39,7 +39,9 @@ class Intervals:
     def of(cls, settings: Mapping[str, Any], steps_per_epoch: int) -> "Intervals":
         """By the configuration's section `train`, in which None is never, epochs are steps, and minutes seconds."""
         names = ("log_every", "validate_every_epochs", "sample_every_epochs")
-        limits = [settings["max_steps"], settings["epochs"] and settings["epochs"] * steps_per_epoch]
+        limits = [settings["max_steps"]]
+        if settings["epochs"] is not None:
+            limits.append(settings["epochs"] * steps_per_epoch)
         return cls(
             steps_per_epoch,
             max_steps=min((limit for limit in limits if limit is not None), default=math.inf),
