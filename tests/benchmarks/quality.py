@@ -2,7 +2,8 @@
 
 python tests/benchmarks/quality.py DATA_ROOT MNIST.ckpt FIGURE.png NAME=MS_A_STEP:RUN_A,RUN_B,… …
 
-1,000 samples, 256 SGLD steps from noise, against the MNIST test images in the features of ebm/evaluation/features.py's classifier.
+1,000 samples, 256 SGLD steps from noise, against the MNIST test images in the features of
+ebm/evaluation/features.py's classifier.
 Training time is steps times the milliseconds of one, measured on a machine that does nothing else.
 """
 
