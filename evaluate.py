@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from ebm import check
 from ebm.data import Dataset
 from ebm.evaluation import report
 from ebm.evaluation.evaluation import Evaluation, protocol
@@ -62,8 +63,7 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
     device = pick_device(cfg.device)
     given = settings["checkpoint"]
     paths = [str(path) for path in (given if isinstance(given, list) else [given])]
-    if not paths:
-        raise ValueError("checkpoint must be a run directory, a checkpoint file or a list of them, got []")
+    check.that(paths, "checkpoint must be a run directory, a checkpoint file or a list of them, got []")
     states = [checkpoint.load(path) for path in paths]
     energies = []
     for path, state in zip(paths, states, strict=True):
@@ -74,8 +74,7 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
     state = states[0]
     dataset = dataset_of(cfg, state)
     for split, x in (("train", dataset.train), ("test", dataset.test)):
-        if len(x) < 2:
-            raise ValueError(f"data set {dataset.name}: one {split} image has no spread, at least 2 are needed")
+        check.that(len(x) >= 2, f"data set {dataset.name}: one {split} image has no spread, at least 2 are needed")
     name = settings["evaluation"]["name"]
     out = folder_of(settings["out"], paths[0], name, number)
     sampler = trained.sampler_of(state, settings["sampler"])
@@ -111,8 +110,7 @@ def evaluate_or_compare(cfg: DictConfig, number: int | None = None) -> str:
     if cfg.compare is None:
         return str(evaluate(cfg, number))
     given = cfg.compare if OmegaConf.is_list(cfg.compare) else [cfg.compare]
-    if not given:
-        raise ValueError("compare must be a list of evaluations, or of runs that have one, got []")
+    check.that(given, "compare must be a list of evaluations, or of runs that have one, got []")
     report.compare([Path(str(path)) for path in given], output_folder(cfg.out, ".", "evaluation/compare"))
     return ""
 

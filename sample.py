@@ -63,8 +63,7 @@ def draw(cfg: DictConfig, state: dict[str, Any], chains: Chains, energy: nn.Modu
         x = images_of(cfg, state)
         labels = chosen_labels(energy, len(x), cfg.label, names, source)
     else:
-        if "buffer" not in state:
-            raise ValueError(f"{source} holds no replay buffer: init=noise starts without one")
+        check.that("buffer" in state, f"{source} holds no replay buffer: init=noise starts without one")
         one_class = None if labels is None or cfg.label == "all" else int(labels[0])
         x, held = chosen_chains(state["buffer"], count, cfg.seed, one_class)
         labels = None if labels is None else held
@@ -171,8 +170,7 @@ def images_of(cfg: DictConfig, state: dict[str, Any]) -> Tensor:
 def source_images(cfg: DictConfig, state: dict[str, Any], generator: torch.Generator) -> Tensor:
     """Images (N, C, H, W) in [−1, 1] to restore: those of `images=`, or else `num_samples` random test images."""
     shape = checkpoint.input_shape(state)
-    if len(shape) != 3:
-        raise ValueError(f"init={cfg.init} takes images (channels, height, width), the energy takes {shape}")
+    check.that(len(shape) == 3, f"init={cfg.init} takes images (channels, height, width), the energy takes {shape}")
     if cfg.images is not None:
         return images_of(cfg, state)
     test = dataset_of(cfg, state).test

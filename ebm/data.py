@@ -50,8 +50,7 @@ class Dataset:
     def __post_init__(self) -> None:
         its = f"data set {self.name}"
         for split, x in (("train", self.train), ("test", self.test)):
-            if len(x) == 0:
-                raise ValueError(f"{its}: the {split} split is empty")
+            check.that(len(x) != 0, f"{its}: the {split} split is empty")
             if x.shape[1:] != self.train.shape[1:]:
                 raise ValueError(f"{its}: {split} is {tuple(x.shape)}, train {tuple(self.train.shape)}")
             if x.dtype != torch.uint8 and not x.is_floating_point():
@@ -171,8 +170,7 @@ def images_and_labels(split: Any, image_size: int | None = None) -> tuple[Tensor
             labels.append(label)
             if pictures[-1].shape != pictures[0].shape:
                 raise ValueError(f"{type(split).__name__} has images of many sizes: set data.image_size")
-        if None in labels:
-            raise ValueError(f"{type(split).__name__} as it lies there has a split without labels")
+        check.that(None not in labels, f"{type(split).__name__} as it lies there has a split without labels")
         x = torch.stack(pictures)
         if bool((x == x[:, :1]).all()):  # grey
             x = x[:, :1].contiguous()
@@ -217,8 +215,7 @@ def image_folder(
     except ValueError as error:
         raise ValueError(f"data.background must be a colour, as black or #ffffff, got {background!r}") from error
     folder = Path(str(root))
-    if not folder.is_dir():
-        raise ValueError(f"data.root must be a folder of images, got {root}; the embedded set is data=mnist5k")
+    check.that(folder.is_dir(), f"data.root must be a folder of images, got {root}; the embedded set is data=mnist5k")
     splits, class_names = _splits(folder, root)
     files = [file for split_files in splits.values() for file in split_files]
     check.memory(f"data.image_size={image_size}", len(files) * channels * image_size**2)
@@ -347,8 +344,7 @@ def given_images(path: str, shape: Sequence[int], background: str = "black") -> 
     of `shape` or range.
     """
     source = Path(path)
-    if not source.exists():
-        raise ValueError(f"images={path} does not exist: give an .npz, an .npy, a picture or a folder of them")
+    check.that(source.exists(), f"images={path} does not exist: give an .npz, an .npy, a picture or a folder of them")
     if source.suffix in (".npz", ".npy") and source.is_file():
         try:
             array = np.load(source, allow_pickle=False)
@@ -358,8 +354,7 @@ def given_images(path: str, shape: Sequence[int], background: str = "black") -> 
             raise ValueError(f"images={path} holds no array of images ({type(error).__name__})") from error
         return checked_images(x, shape, f"images={path}")
     files = image_files(source) if source.is_dir() else [source]
-    if not files:
-        raise ValueError(f"images={path} is a folder without images")
+    check.that(files, f"images={path} is a folder without images")
     return scaled(torch.stack([read_image(file, shape, background) for file in files]))
 
 
@@ -367,8 +362,7 @@ def checked_images(x: Any, shape: Sequence[int], source: str) -> Tensor:
     """`x` as float32 (N, *shape) in [−1, 1]; ValueError naming `source` where it is not."""
     if not isinstance(x, (np.ndarray, Tensor)) or tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"{source} must hold images (N, {', '.join(map(str, shape))}), got {np.shape(x)}")
-    if len(x) == 0:
-        raise ValueError(f"{source} holds no images")
+    check.that(len(x) != 0, f"{source} holds no images")
     try:
         images = torch.as_tensor(x).float()
     except TypeError as error:

@@ -116,8 +116,7 @@ def cached_classifier(
     net = untrained(dataset, 0, device)
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
-        if not all(bool(value.isfinite().all()) for value in weights.values()):
-            raise ValueError("its weights are not finite")
+        check.that(all(value.isfinite().all() for value in weights.values()), "its weights are not finite")
         net.load_state_dict(weights)
         net.eval().requires_grad_(False)
     except Exception:  # missing, torn, another layout: whatever loading can raise

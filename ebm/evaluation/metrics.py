@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ebm import check
 from ebm.data import scaled
 from ebm.sampling.chains import GROUP, Energy, padded
 from ebm.sampling.sgld import frozen
@@ -36,8 +37,7 @@ def in_batches(function: Energy, x: Tensor, batch_size: int = 256, device: str |
 
 def _finite(values: Tensor, what: str) -> Array:
     result = values.double().numpy()
-    if not np.isfinite(result).all():
-        raise ValueError(f"{(~np.isfinite(result)).sum()} of {len(result)} {what} are not finite")
+    check.that(np.isfinite(result).all(), f"{(~np.isfinite(result)).sum()} of {len(result)} {what} are not finite")
     return result
 
 
@@ -87,10 +87,8 @@ def ensemble(members: list[Array], train: list[Array]) -> tuple[Array, Array]:
 
 def _labelled(inliers: Array, outliers: Array) -> tuple[NDArray[np.int64], Array]:
     both = np.concatenate([inliers, outliers]).astype(np.float64)
-    if not np.isfinite(both).all():
-        raise ValueError("scores must be finite to be ranked")
-    if both.min() == both.max():
-        raise ValueError(f"all {len(both)} scores are {both[0]:g}: constant scores rank nothing")
+    check.that(np.isfinite(both).all(), "scores must be finite to be ranked")
+    check.that(both.min() < both.max(), f"all {len(both)} scores are {both[0]:g}: constant scores rank nothing")
     return np.repeat([1, 0], [len(inliers), len(outliers)]), both
 
 
@@ -243,10 +241,8 @@ def kernel_distance(real: Tensor, fake: Tensor, resamples: int, rng: np.random.G
 
 def _check_features(*features: Tensor) -> None:
     for x in features:
-        if len(x) < 2:
-            raise ValueError(f"features of at least 2 images are needed, got {len(x)}")
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError("features must be finite")
+        check.that(len(x) >= 2, f"features of at least 2 images are needed, got {len(x)}")
+        check.that(torch.isfinite(x).all(), "features must be finite")
 
 
 def manifold_quality(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Array]:
@@ -315,12 +311,9 @@ def _statistics_of(x: Array) -> Any:
     """arviz' statistics of arrays. Raises ValueError where `x` is no set of chains (M, N)."""
     from arviz_stats.base import array_stats  # takes a second to import
 
-    if x.ndim != 2 or x.shape[1] < 4:
-        raise ValueError(f"chains must be (chains, at least 4 draws), got {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError("chains must be finite")
-    if (x == x[:, :1]).all():
-        raise ValueError("constant chains have no statistics")
+    check.that(x.ndim == 2 and x.shape[1] >= 4, f"chains must be (chains, at least 4 draws), got {x.shape}")
+    check.that(np.isfinite(x).all(), "chains must be finite")
+    check.that((x != x[:, :1]).any(), "constant chains have no statistics")
     return array_stats
 
 
@@ -334,8 +327,7 @@ def split_rhat(x: Array) -> float:
     """R̂ = √(var⁺/W) over the halves of M chains (M, N), W the variance within and var⁺ the pooled estimate: 1 where
     all tell of one law, more where they differ. Raises ValueError where W is 0."""
     value = float(_statistics_of(x).rhat(x, method="split"))
-    if not np.isfinite(value):
-        raise ValueError("chains whose halves are constant have no R-hat")
+    check.that(np.isfinite(value), "chains whose halves are constant have no R-hat")
     return value
 
 

@@ -37,8 +37,7 @@ def check_name(name: str) -> None:
     """ValueError for what is neither the name of a set nor, with a /, a path."""
     if "/" in name:
         return
-    if not is_built_in(name):
-        raise ValueError(f"ood.sets: {name} is no set that is known; a folder of images needs a / in its path")
+    check.that(is_built_in(name), f"ood.sets: {name} is no set that is known; a folder of images needs a / in its path")
     if name.startswith(LEVELS):
         kind, _, level = name.partition("_")
         try:
@@ -107,17 +106,13 @@ def outliers(
 
 def _read(name: str, dataset: Dataset, root: str, background: str) -> Tensor:
     """Another data set's test images, or those of a folder, as bytes in the data's channels and size."""
-    if len(dataset.shape) != 3:
-        raise ValueError("images are no outliers to vectors")
-    if OTHERS.get(name) == dataset.name:
-        raise ValueError("it is the data set itself")
+    check.that(len(dataset.shape) == 3, "images are no outliers to vectors")
+    check.that(OTHERS.get(name) != dataset.name, "it is the data set itself")
     if name in OTHERS:
         return _like(_torchvision_test(OTHERS[name], root), dataset.shape)
-    if not Path(name).is_dir():
-        raise ValueError(f"{name} is no folder")
+    check.that(Path(name).is_dir(), f"{name} is no folder")
     files = image_files(Path(name))
-    if len(files) < 2:
-        raise ValueError(f"{name} holds {len(files)} images, at least 2 are needed")
+    check.that(len(files) >= 2, f"{name} holds {len(files)} images, at least 2 are needed")
     return torch.stack([read_image(file, dataset.shape, background) for file in files])
 
 
@@ -141,11 +136,10 @@ def _made(name: str, x: Tensor, noise_std: float, generator: torch.Generator) ->
 
 def _made_of_images(name: str, x: Tensor, generator: torch.Generator) -> Tensor:
     """A set made of the test images `x` (N, C, H, W). Raises ValueError for vectors."""
-    if x.dim() != 4:
-        raise ValueError("made of images, the data are vectors")
+    check.that(x.dim() == 4, "made of images, the data are vectors")
     height, width = x.shape[-2:]
-    if name == "rotated90" and height != width:
-        raise ValueError(f"needs square images, the data's are {height}×{width}")
+    square = height == width or name != "rotated90"
+    check.that(square, f"needs square images, the data's are {height}×{width}")
     if name in ("rotated", "rotated90"):
         return x.rot90(2 if name == "rotated" else 1, dims=(-2, -1))
     if name == "blurred":
@@ -170,8 +164,7 @@ def _torchvision_test(name: str, root: str) -> Tensor:
 
 def _like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Bytes (N, C, H, W) as bytes (N, *shape): grey or RGB, resized. Raises ValueError for any other channels."""
-    if shape[0] not in (1, 3):
-        raise ValueError(f"its images are grey or RGB, the data's have {shape[0]} channels")
+    check.that(shape[0] in (1, 3), f"its images are grey or RGB, the data's have {shape[0]} channels")
     if x.shape[1] == 3 and shape[0] == 1:
         x = functional.rgb_to_grayscale(x)
     elif x.shape[1] == 1 and shape[0] == 3:

@@ -39,17 +39,14 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         for key, low in keys.items():
             check.number(f"{section}.{key}", settings[section][key], low, integer=True)
     steps = settings["samples"]["steps"]
-    if not isinstance(steps, list) or not steps:
-        raise ValueError(f"samples.steps must be a list of numbers of steps, got {steps!r}")
+    check.that(isinstance(steps, list) and steps, f"samples.steps must be a list of numbers of steps, got {steps!r}")
     for number in steps:
         check.number("samples.steps", number, 1, integer=True)
     name, parts = settings["evaluation"]["name"], settings["evaluation"]["parts"]
     _check_names("evaluation.parts", parts, PARTS)
-    if not parts:
-        raise ValueError(f"evaluation.parts must be a list of {', '.join(PARTS)}, got []")
+    check.that(parts, f"evaluation.parts must be a list of {', '.join(PARTS)}, got []")
     _check_names("ood.scores", settings["ood"]["scores"], OTHER_SCORES)
-    if Path(str(name)).name != name:
-        raise ValueError(f"evaluation.name must be the name of a folder, got {name!r}")
+    check.that(Path(str(name)).name == name, f"evaluation.name must be the name of a folder, got {name!r}")
     if not isinstance(settings["ood"]["sets"], list):
         raise ValueError(f"ood.sets must be a list of names, got {settings['ood']['sets']!r}")
     keys_of(settings["ood"]["sets"])
@@ -59,7 +56,6 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _check_names(key: str, names: Any, accepted: Collection[str]) -> None:
-    if not isinstance(names, list):
-        raise ValueError(f"{key} must be a list of {', '.join(accepted)}, got {names!r}")
+    check.that(isinstance(names, list), f"{key} must be a list of {', '.join(accepted)}, got {names!r}")
     for name in names:
         check.choice(key, name, tuple(accepted))
