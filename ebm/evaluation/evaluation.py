@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import ebm
 from ebm.data import Dataset
 from ebm.evaluation import features, metrics, report
-from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
+from ebm.sampling.chains import chain_generators, uniform_noise
+from ebm.sampling.drawing import Chains
 from ebm.sampling.sgld import SGLD
 
 # Settings that no number depends on, or that the protocol has in another form.
@@ -111,11 +112,8 @@ class Evaluation:
 
     def sampled(self, x: Tensor, labels: Tensor | None, steps: int) -> Tensor:
         """Chains `x` after `steps` steps, of these labels or none, on the CPU."""
-        generators = chain_generators(self.seed, len(x), self.device)
-        trace = trace_in_batches(
-            self.sampler.trace, self.energies[0], x, generators, self.batch_size, steps, steps, labels
-        )
-        return trace[-1]
+        chains = Chains(self.sampler, self.seed, self.batch_size, frames=1, device=self.device)
+        return chains.run(self.energies[0], x, steps, labels)[0][-1]
 
     @cached_property
     def classifier(self) -> tuple[features.Classifier, dict[str, Any]]:
@@ -135,15 +133,11 @@ def protocol(
     sampler = {k: v for k, v in vars(ev.sampler).items() if k != "threads" and not k.startswith("_")}
     example = torch.empty(1, *ev.dataset.shape, device=ev.device)
     sampler["backend"] = ev.sampler.run_as(ev.energies[0], example)[0]
+    weights = [features.weights_hash(energy.state_dict()) for energy in ev.energies]
+    data = {"name": ev.dataset.name, "hash": features.data_hash(ev.dataset)}
+    judge = ev.classifier[1] if "classifier" in vars(ev) else None  # where a part asked for it
     versions = {"plain-ebm": ebm.__version__, "python": platform.python_version()}
-    return kept | {
-        "sampler": sampler,
-        "weights": [features.weights_hash(energy.state_dict()) for energy in ev.energies],
-        "step": step,
-        "class_shares": class_shares,
-        "data": {"name": ev.dataset.name, "hash": features.data_hash(ev.dataset)},
-        "classifier": ev.classifier[1] if "classifier" in vars(ev) else None,  # where a part asked for it
-        "device": ev.device.type,
-        "threads": torch.get_num_threads(),
-        "versions": versions | {name: version(name) for name in PACKAGES},
-    }
+    versions |= {name: version(name) for name in PACKAGES}
+    made = {"sampler": sampler, "weights": weights, "step": step, "class_shares": class_shares, "data": data}
+    on = {"classifier": judge, "device": ev.device.type, "threads": torch.get_num_threads(), "versions": versions}
+    return kept | made | on

@@ -130,15 +130,17 @@ def separation_ci95(inliers: Array, outliers: Array, resamples: int, rng: np.ran
     One sort serves all resamples: a resample is a count of how often each distinct score was drawn.
     """
     distinct, places = np.unique(np.concatenate([inliers, outliers]), return_inverse=True)
-    ranks = len(distinct) - 1 - places  # of each image's score: 0 is the highest
+    ranks = np.split(len(distinct) - 1 - places, [len(inliers)])  # of each image's score: 0 is the highest
     drawn = []
     for _ in range(resamples):
-        counts = [
-            np.bincount(part[rng.integers(len(part), size=len(part))], minlength=len(distinct))
-            for part in (ranks[: len(inliers)], ranks[len(inliers) :])
-        ]
-        drawn.append(_separation_of_counts(counts[0], counts[1]))
+        counts = [np.bincount(_resampled(part, rng), minlength=len(distinct)) for part in ranks]
+        drawn.append(_separation_of_counts(*counts))
     return {name: interval(np.array([found[name] for found in drawn])) for name in drawn[0]}
+
+
+def _resampled(x: Any, rng: np.random.Generator) -> Any:
+    """As many of `x`, drawn from them with replacement."""
+    return x[rng.integers(len(x), size=len(x))]
 
 
 def _separation_of_counts(inliers: NDArray[np.int64], outliers: NDArray[np.int64]) -> dict[str, float]:
@@ -159,7 +161,7 @@ def interval(resampled: Array, centre: float | None = None) -> Interval:
 
 def mean_ci95(values: Array, resamples: int, rng: np.random.Generator) -> Interval:
     """Percentile interval of the mean of values (N,)."""
-    return interval(np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]))
+    return interval(np.array([_resampled(values, rng).mean() for _ in range(resamples)]))
 
 
 # --- classification -------------------------------------------------------------------------------------------------
@@ -205,10 +207,7 @@ def frechet(real: Tensor, fake: Tensor) -> float:
 
 def frechet_ci95(real: Tensor, fake: Tensor, resamples: int, rng: np.random.Generator) -> Interval:
     """Interval of `frechet` by resampling both sides, centred on the value at these numbers of samples."""
-    drawn = []
-    for _ in range(resamples):
-        reals, fakes = (x[rng.integers(len(x), size=len(x))] for x in (real, fake))
-        drawn.append(frechet(reals, fakes))
+    drawn = [frechet(_resampled(real, rng), _resampled(fake, rng)) for _ in range(resamples)]
     return interval(np.array(drawn), frechet(real, fake))
 
 
@@ -262,12 +261,8 @@ def manifold_quality(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Array]
     fake_radii = torch.cdist(fake, fake, compute_mode=exact).kthvalue(k + 1, dim=1).values
     distances = torch.cdist(real, fake, compute_mode=exact)
     in_real, in_fake = distances <= real_radii[:, None], distances <= fake_radii[None]
-    values = {
-        "precision": in_real.any(dim=0),
-        "recall": in_fake.any(dim=1),
-        "density": in_real.sum(dim=0) / k,
-        "coverage": in_real.any(dim=1),
-    }
+    values = {"precision": in_real.any(dim=0), "recall": in_fake.any(dim=1)}
+    values |= {"density": in_real.sum(dim=0) / k, "coverage": in_real.any(dim=1)}
     return {name: value.double().numpy() for name, value in values.items()}
 
 

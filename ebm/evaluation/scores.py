@@ -1,13 +1,13 @@
 """The part `ood`: scores of outliers, and how well they are told from the test images."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from ebm.data import scaled
 from ebm.evaluation import figures, metrics
 from ebm.evaluation.evaluation import Evaluation
-from ebm.evaluation.metrics import Array
 from ebm.evaluation.outliers import keys_of, outliers
 
 OTHER_SCORES = {  # beside −E(x): of images x whose −E(x) are s, and those of the training images
@@ -16,28 +16,21 @@ OTHER_SCORES = {  # beside −E(x): of images x whose −E(x) are s, and those o
 }
 
 
-def ood(
-    ev: Evaluation,
-    sets: Sequence[str],
-    scores: Sequence[str],
-    root: str = "data",
-    noise_std: float = 0.3,
-    background: str = "black",
-) -> None:
+def ood(ev: Evaluation, sets: Sequence[str], scores: Sequence[str], **how: Any) -> None:
     """Scores of each of the `sets`, and AUROC, AUPR and FPR95 of the test images against it; a set that cannot be had
     is skipped.
 
-    sets                         as `outliers` names them; train and test are always there
-    scores                       of OTHER_SCORES, beside −E(x) and the ensemble's mean and spread
-    root, noise_std, background  as for `outliers`
+    sets    as `outliers` names them; train and test are always there
+    scores  of OTHER_SCORES, beside −E(x) and the ensemble's mean and spread
+    how     root, noise_std and background, as for `outliers`
     """
-    by_score: dict[str, dict[str, Array]] = {}  # by the score's name, then the set's
-    members: dict[str, list[Array]] = {}  # −E(x) of a set by every energy of the ensemble
+    by_score: dict[str, dict[str, metrics.Array]] = {}  # by the score's name, then the set's
+    members: dict[str, list[metrics.Array]] = {}  # −E(x) of a set by every energy of the ensemble
     examples: dict[str, Tensor] = {}
-    example_scores: dict[str, Array] = {}
+    example_scores: dict[str, metrics.Array] = {}
     for key, name in keys_of(["train", "test", *sets]).items():
         try:
-            x = outliers(name, ev.dataset, root, noise_std, ev.seed, background)
+            x = outliers(name, ev.dataset, seed=ev.seed, **how)
             if len(x) < 2:
                 raise ValueError("one image has no spread")
         except Exception as error:  # whatever reading images can raise
@@ -63,8 +56,8 @@ def ood(
 
 
 def scores_of(
-    ev: Evaluation, x: Tensor, members: list[Array], train: list[Array], others: Sequence[str]
-) -> dict[str, Array]:
+    ev: Evaluation, x: Tensor, members: list[metrics.Array], train: list[metrics.Array], others: Sequence[str]
+) -> dict[str, metrics.Array]:
     """Every score (N,) of images `x`, by its name; `members` are −E(x) by every energy of the ensemble, and `train`
     those of the training images."""
     found = {"score": members[0]}
@@ -79,7 +72,7 @@ def suffix(score: str) -> str:
     return "" if score == "score" else f"/{score}"
 
 
-def put_separations(ev: Evaluation, by_score: Mapping[str, Mapping[str, Array]]) -> None:
+def put_separations(ev: Evaluation, by_score: Mapping[str, Mapping[str, metrics.Array]]) -> None:
     """The numbers: mean and spread of −E(x) of each set, and how well each score tells it from the test images."""
     for key, values in by_score["score"].items():
         ev.put(f"score/{key}/mean", values.mean())
@@ -91,7 +84,7 @@ def put_separations(ev: Evaluation, by_score: Mapping[str, Mapping[str, Array]])
                 ev.put(f"{name}/{key}{suffix(score)}", value, ci95[name])
 
 
-def draw_figures(ev: Evaluation, by_score: Mapping[str, Mapping[str, Array]]) -> None:
+def draw_figures(ev: Evaluation, by_score: Mapping[str, Mapping[str, metrics.Array]]) -> None:
     by_set = by_score["score"]
     ev.draw("scores.png", "Scores −E(x) of every set, each to its own height.", figures.scores, by_set)
     others = {key: values for key, values in by_set.items() if key != "test"}

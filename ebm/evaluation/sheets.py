@@ -40,9 +40,8 @@ def write_samples(out: Path, made: Samples, snapshots: int = 8) -> None:
     trace, labels, columns = made.trace, made.labels, made.columns
     samples = trace[-1] if made.samples is None else made.samples
     if not bool(torch.isfinite(samples).all()):
-        raise ValueError(
-            "samples are not finite: the steps diverge; lower sampler.step_size, or set sampler.grad_clamp and bounds"
-        )
+        way_out = "lower sampler.step_size, or set sampler.grad_clamp and bounds"
+        raise ValueError(f"samples are not finite: the steps diverge; {way_out}")
     arrays = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
     shown = samples
     row_names: list[str] = []
