@@ -253,16 +253,14 @@ def _top(folder: Path, file: Path) -> str:
     return "" if file.parent == folder else file.relative_to(folder).parts[0]
 
 
-def _read_all(
-    files: Sequence[Path], shape: Sequence[int], background: str, skip_unreadable: bool, root: str
-) -> dict[Path, Tensor]:
-    """The bytes (C, H, W) of each file that can be read. Another raises ValueError, or stderr says that there are."""
+def _read_all(files: list[Path], shape: Sequence[int], background: str, skip: bool, root: str) -> dict[Path, Tensor]:
+    """The bytes (C, H, W) of each file that can be read. Another raises ValueError; with `skip`, stderr says so."""
     images, unreadable = {}, []
     for file in files:
         try:
             images[file] = read_image(file, shape, background)
         except ValueError as error:
-            if not skip_unreadable:
+            if not skip:
                 raise ValueError(f"{error}; data.skip_unreadable=true goes on without such files") from error
             unreadable.append(error)
     if unreadable:

@@ -77,8 +77,7 @@ def draw_statistics(ev: Evaluation, records: Sequence[int], groups: Mapping[str,
     panels: dict[str, dict[str, Array]] = {"energy": {}, "distance from the start": {}, "autocorrelation": {}}
     for name, (energy, distance) in groups.items():
         settled = energy[:, energy.shape[1] // 2 :]
-        panels["energy"][name] = energy
-        panels["distance from the start"][name] = distance
+        panels["energy"][name], panels["distance from the start"][name] = energy, distance
         panels["autocorrelation"][name] = metrics.autocorrelation(settled)[None, : settled.shape[1] // 2]
     caption = "Single chains (thin) and their median: energy, distance; autocorrelation of the energy."
     ev.draw("chains.png", caption, figures.chains, records, panels)

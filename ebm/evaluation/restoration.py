@@ -40,10 +40,8 @@ def hidden_pixels(mask: str, shape: Sequence[int]) -> Tensor:
         raise ValueError(f"mask must be {', '.join(PLACES)} or a file, .npy or a picture, got {mask}")
     else:
         try:
-            if Path(mask).suffix == ".npy":
-                hidden = np.load(mask, allow_pickle=False)
-            else:
-                hidden = np.asarray(opened(mask, "L")) >= 128
+            is_array = Path(mask).suffix == ".npy"
+            hidden = np.load(mask, allow_pickle=False) if is_array else np.asarray(opened(mask, "L")) >= 128
         except (ValueError, OSError, EOFError) as error:
             raise ValueError(f"mask={mask} is no readable mask: {error}") from error
         if hidden.shape != (height, width) or hidden.dtype != bool:
