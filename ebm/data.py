@@ -290,8 +290,7 @@ class Batches:
             raise ValueError(f"train.batch_size must be at most the {len(x)} training images, got {batch_size}")
         self.x = x.to(generator.device)
         self.labels = None if labels is None else labels.to(generator.device)
-        self.batch_size = batch_size
-        self.generator = generator
+        self.batch_size, self.generator = batch_size, generator
         self.mine = slice(rank, None, ranks)
         self.steps_per_epoch = len(x) // batch_size
         self.order = torch.empty(0, dtype=torch.int64)

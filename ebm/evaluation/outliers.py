@@ -85,7 +85,7 @@ def _ends(path: str) -> list[str]:
 
 
 def outliers(
-    name: str, dataset: Dataset, root: str = "data", noise_std: float = 0.3, seed: int = 0, background: str = "black"
+    name: str, dataset: Dataset, root: str, noise_std: float = 0.3, seed: int = 0, background: str = "black"
 ) -> Tensor:
     """The set `name`, images (N, *shape) in [−1, 1] or bytes, made of the test images of `dataset` or read from `root`.
 

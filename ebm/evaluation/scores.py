@@ -1,7 +1,6 @@
 """The part `ood`: scores of outliers, and how well they are told from the test images."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -16,13 +15,20 @@ OTHER_SCORES = {  # beside −E(x): of images x whose −E(x) are s, and those o
 }
 
 
-def ood(ev: Evaluation, sets: Sequence[str], scores: Sequence[str], **how: Any) -> None:
+def ood(
+    ev: Evaluation,
+    sets: Sequence[str],
+    scores: Sequence[str],
+    root: str = "data",
+    noise_std: float = 0.3,
+    background: str = "black",
+) -> None:
     """Scores of each of the `sets`, and AUROC, AUPR and FPR95 of the test images against it; a set that cannot be had
     is skipped.
 
-    sets    as `outliers` names them; train and test are always there
-    scores  of OTHER_SCORES, beside −E(x) and the ensemble's mean and spread
-    how     root, noise_std and background, as for `outliers`
+    sets                         as `outliers` names them; train and test are always there
+    scores                       of OTHER_SCORES, beside −E(x) and the ensemble's mean and spread
+    root, noise_std, background  as for `outliers`
     """
     by_score: dict[str, dict[str, metrics.Array]] = {}  # by the score's name, then the set's
     members: dict[str, list[metrics.Array]] = {}  # −E(x) of a set by every energy of the ensemble
@@ -30,7 +36,7 @@ def ood(ev: Evaluation, sets: Sequence[str], scores: Sequence[str], **how: Any) 
     example_scores: dict[str, metrics.Array] = {}
     for key, name in keys_of(["train", "test", *sets]).items():
         try:
-            x = outliers(name, ev.dataset, seed=ev.seed, **how)
+            x = outliers(name, ev.dataset, root, noise_std, ev.seed, background)
             if len(x) < 2:
                 raise ValueError("one image has no spread")
         except Exception as error:  # whatever reading images can raise
