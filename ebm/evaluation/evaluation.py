@@ -80,13 +80,12 @@ class Evaluation:
     ) -> None:
         """A table, printed, with the pictures so far: rows[key] are the cells under `header`, and each of the `columns`
         has the number under its key, made of the row's; those of `intervals` (None: all) with the interval."""
-        table = []
-        for row_key, cells in rows.items():
-            line = list(cells)
-            for name, number_key in columns.items():
-                with_interval = intervals is None or name in intervals
-                line.append(report.shown(self.numbers, number_key.format(row_key), digits, with_interval))
-            table.append(line)
+
+        def number(row: str, column: str) -> str:
+            with_interval = intervals is None or column in intervals
+            return report.shown(self.numbers, columns[column].format(row), digits, with_interval)
+
+        table = [[*cells, *(number(row, column) for column in columns)] for row, cells in rows.items()]
         self.sections.append(report.Section(title, [*header, *columns], table, notes, self.pictures))
         self.pictures = {}
         print(self.sections[-1].text(), flush=True)
