@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ebm.data import Dataset
+from ebm import check
 from ebm.evaluation import report
 from ebm.evaluation.evaluation import Evaluation, protocol
 from ebm.evaluation.parts import PARTS, check_settings
@@ -31,28 +31,15 @@ from ebm.running.cli import one_line_errors, output_folder, pick_device
 from ebm.running.sweep import evaluation_job
 
 
-def dataset_of(cfg: DictConfig, state: Mapping[str, Any]) -> Dataset:
-    """The data set given as `data=`, or else the one that the checkpoint was trained on (the tutorial's: MNIST)."""
-    given = cfg.data._target_ is not None
-    return trained.check_shape(instantiate(cfg.data) if given else trained.dataset_of(state, cfg.data.root), state)
-
-
 def arguments_of(settings: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What each part takes, by its name: its section of the settings, and what it needs of the checkpoint."""
-    ood, data = settings["ood"], settings["data"]
+    ood, data, chains = settings["ood"], settings["data"], settings["chains"]
     roots = (ood["root"], data.get("root"), trained.data_config(state).get("root"), "data")  # the first that is given
-    of_sets = {
-        "root": next(root for root in roots if root),
-        "noise_std": settings["noise_std"],
-        "background": trained.background_of(state, data),
-    }
-    return {
-        "ood": ood | of_sets,
-        "samples": settings["samples"] | {"buffer": state.get("buffer")},
-        "classification": {},
-        "chains": settings["chains"],
-        "densities": {"of_points": settings["densities"], "of_images": settings["ais"]},
-    }
+    root, background = next(root for root in roots if root), trained.background_of(state, data)
+    ood = ood | {"root": root, "noise_std": settings["noise_std"], "background": background}
+    samples = settings["samples"] | {"buffer": state.get("buffer")}
+    densities = {"of_points": settings["densities"], "of_images": settings["ais"]}
+    return {"ood": ood, "samples": samples, "classification": {}, "chains": chains, "densities": densities}
 
 
 def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
@@ -62,20 +49,18 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
     device = pick_device(cfg.device)
     given = settings["checkpoint"]
     paths = [str(path) for path in (given if isinstance(given, list) else [given])]
-    if not paths:
-        raise ValueError("checkpoint must be a run directory, a checkpoint file or a list of them, got []")
+    check.that(paths, "checkpoint must be a run directory, a checkpoint file or a list of them, got []")
     states = [checkpoint.load(path) for path in paths]
     energies = []
     for path, state in zip(paths, states, strict=True):
         energies.append(checkpoint.build_energy(state, path, settings["modules"]).to(device))
-    for path, state in zip(paths, states, strict=True):
         if checkpoint.input_shape(state) != checkpoint.input_shape(states[0]):
             raise ValueError(f"checkpoint: {path} takes other images than {paths[0]}, they make no ensemble")
     state = states[0]
-    dataset = dataset_of(cfg, state)
+    dataset = trained.dataset_of(state, cfg.data.root) if cfg.data._target_ is None else instantiate(cfg.data)
+    trained.check_shape(dataset, state)
     for split, x in (("train", dataset.train), ("test", dataset.test)):
-        if len(x) < 2:
-            raise ValueError(f"data set {dataset.name}: one {split} image has no spread, at least 2 are needed")
+        check.that(len(x) >= 2, f"data set {dataset.name}: one {split} image has no spread, at least 2 are needed")
     name = settings["evaluation"]["name"]
     out = folder_of(settings["out"], paths[0], name, number)
     sampler = trained.sampler_of(state, settings["sampler"])
@@ -111,8 +96,7 @@ def evaluate_or_compare(cfg: DictConfig, number: int | None = None) -> str:
     if cfg.compare is None:
         return str(evaluate(cfg, number))
     given = cfg.compare if OmegaConf.is_list(cfg.compare) else [cfg.compare]
-    if not given:
-        raise ValueError("compare must be a list of evaluations, or of runs that have one, got []")
+    check.that(given, "compare must be a list of evaluations, or of runs that have one, got []")
     report.compare([Path(str(path)) for path in given], output_folder(cfg.out, ".", "evaluation/compare"))
     return ""
 

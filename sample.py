@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ebm import check, composition
-from ebm.data import Dataset, given_images, scaled
+from ebm.data import given_images, scaled
 from ebm.evaluation import figures, restoration
 from ebm.evaluation.sheets import Samples, write_samples
 from ebm.running import checkpoint, trained
@@ -63,8 +63,7 @@ def draw(cfg: DictConfig, state: dict[str, Any], chains: Chains, energy: nn.Modu
         x = images_of(cfg, state)
         labels = chosen_labels(energy, len(x), cfg.label, names, source)
     else:
-        if "buffer" not in state:
-            raise ValueError(f"{source} holds no replay buffer: init=noise starts without one")
+        check.that("buffer" in state, f"{source} holds no replay buffer: init=noise starts without one")
         one_class = None if labels is None or cfg.label == "all" else int(labels[0])
         x, held = chosen_chains(state["buffer"], count, cfg.seed, one_class)
         labels = None if labels is None else held
@@ -147,20 +146,12 @@ def composed_energy(cfg: DictConfig, state: dict[str, Any]) -> nn.Module:
         for what, of in alike.items():
             if of(state) != of(other):
                 hint = "; data=NAME says that they are of one kind" if what == "data" else ""
-                raise ValueError(
-                    f"energies of other {what} do not compose: checkpoint={cfg.checkpoint} was trained on {of(state)}, "
-                    f"compose={path} on {of(other)}{hint}"
-                )
+                trained_on = f"checkpoint={cfg.checkpoint} was trained on {of(state)}, compose={path} on {of(other)}"
+                raise ValueError(f"energies of other {what} do not compose: {trained_on}{hint}")
         energies.append(checkpoint.build_energy(other, path, cfg.modules))
     if len(energies) == 1 and cfg.weights is None:
         return energies[0]
     return composition.Composed(energies, cfg.combine, cfg.weights)
-
-
-def dataset_of(cfg: DictConfig, state: dict[str, Any]) -> Dataset:
-    """The data set given as `data=`, or else the one that the checkpoint was trained on (the tutorial's: MNIST)."""
-    given = cfg.data._target_ is not None
-    return trained.check_shape(instantiate(cfg.data) if given else trained.dataset_of(state, cfg.data.root), state)
 
 
 def images_of(cfg: DictConfig, state: dict[str, Any]) -> Tensor:
@@ -171,11 +162,11 @@ def images_of(cfg: DictConfig, state: dict[str, Any]) -> Tensor:
 def source_images(cfg: DictConfig, state: dict[str, Any], generator: torch.Generator) -> Tensor:
     """Images (N, C, H, W) in [−1, 1] to restore: those of `images=`, or else `num_samples` random test images."""
     shape = checkpoint.input_shape(state)
-    if len(shape) != 3:
-        raise ValueError(f"init={cfg.init} takes images (channels, height, width), the energy takes {shape}")
+    check.that(len(shape) == 3, f"init={cfg.init} takes images (channels, height, width), the energy takes {shape}")
     if cfg.images is not None:
         return images_of(cfg, state)
-    test = dataset_of(cfg, state).test
+    dataset = trained.dataset_of(state, cfg.data.root) if cfg.data._target_ is None else instantiate(cfg.data)
+    test = trained.check_shape(dataset, state).test
     if cfg.num_samples > len(test):
         raise ValueError(f"num_samples must be at most the {len(test)} test images, got {cfg.num_samples}")
     return scaled(test[torch.randperm(len(test), generator=generator)[: cfg.num_samples]])

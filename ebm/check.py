@@ -7,6 +7,12 @@ from typing import Any
 import torch
 
 
+def that(condition: Any, message: str) -> None:
+    """ValueError with `message` where `condition` is false."""
+    if not condition:
+        raise ValueError(message)
+
+
 def number(
     key: str, value: Any, low: float = -inf, high: float = inf, *, open_low: bool = False, integer: bool = False
 ) -> Any:

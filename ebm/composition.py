@@ -64,8 +64,7 @@ class InterpolationPath(nn.Module):
 def linear_paths(ends: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Pairs of images (2·B, *shape), one after the other → linear blends (B, count, *shape) from the one to the other,
     and, of the same shape, true where their ends are. Raises ValueError for an odd number of images."""
-    if len(ends) % 2:
-        raise ValueError(f"init=interpolate takes pairs of images, got {len(ends)}")
+    check.that(len(ends) % 2 == 0, f"init=interpolate takes pairs of images, got {len(ends)}")
     check.memory(f"path_images={count}", 4 * ends.numel() * count)
     t = torch.linspace(0, 1, count).view(1, -1, *[1] * (ends.dim() - 1))
     paths = torch.lerp(ends[0::2, None], ends[1::2, None], t)

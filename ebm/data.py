@@ -50,8 +50,7 @@ class Dataset:
     def __post_init__(self) -> None:
         its = f"data set {self.name}"
         for split, x in (("train", self.train), ("test", self.test)):
-            if len(x) == 0:
-                raise ValueError(f"{its}: the {split} split is empty")
+            check.that(len(x) > 0, f"{its}: the {split} split is empty")
             if x.shape[1:] != self.train.shape[1:]:
                 raise ValueError(f"{its}: {split} is {tuple(x.shape)}, train {tuple(self.train.shape)}")
             if x.dtype != torch.uint8 and not x.is_floating_point():
@@ -95,22 +94,17 @@ def mnist5k() -> Dataset:
 
 # torchvision's data sets with one label an image: the arguments of their training and of their test split. Of those
 # that have one split a tenth is held out.
-TORCHVISION: dict[str, tuple[dict[str, Any], ...]] = {
-    **dict.fromkeys(
-        ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "EMNIST", "USPS", "CIFAR10", "CIFAR100"),
-        ({"train": True}, {"train": False}),
-    ),
-    **dict.fromkeys(
-        ("SVHN", "STL10", "GTSRB", "Food101", "Flowers102", "DTD", "Country211", "PCAM", "FER2013", "LFWPeople"),
-        ({"split": "train"}, {"split": "test"}),
-    ),
-    **dict.fromkeys(("RenderedSST2", "StanfordCars"), ({"split": "train"}, {"split": "test"})),
-    **dict.fromkeys(("OxfordIIITPet", "FGVCAircraft"), ({"split": "trainval"}, {"split": "test"})),
-    **dict.fromkeys(("ImageNet", "Imagenette", "CLEVRClassification"), ({"split": "train"}, {"split": "val"})),
-    "Places365": ({"split": "train-standard"}, {"split": "val"}),
-    "INaturalist": ({"version": "2021_train"}, {"version": "2021_valid"}),
-    **dict.fromkeys(("SEMEION", "EuroSAT", "SUN397", "Caltech101", "Caltech256", "Omniglot"), ({},)),
-}
+_SPLITS: list[tuple[str, list[dict[str, Any]]]] = [
+    ("MNIST FashionMNIST KMNIST QMNIST EMNIST USPS CIFAR10 CIFAR100", [{"train": True}, {"train": False}]),
+    ("SVHN STL10 GTSRB Food101 Flowers102 DTD Country211", [{"split": "train"}, {"split": "test"}]),
+    ("PCAM FER2013 LFWPeople RenderedSST2 StanfordCars", [{"split": "train"}, {"split": "test"}]),
+    ("OxfordIIITPet FGVCAircraft", [{"split": "trainval"}, {"split": "test"}]),
+    ("ImageNet Imagenette CLEVRClassification", [{"split": "train"}, {"split": "val"}]),
+    ("Places365", [{"split": "train-standard"}, {"split": "val"}]),
+    ("INaturalist", [{"version": "2021_train"}, {"version": "2021_valid"}]),
+    ("SEMEION EuroSAT SUN397 Caltech101 Caltech256 Omniglot", [{}]),
+]
+TORCHVISION = {name: splits for names, splits in _SPLITS for name in names.split()}
 
 
 def torchvision_dataset(name: str, root: str, image_size: int | None = None, split: str = "balanced") -> Dataset:
@@ -129,18 +123,14 @@ def torchvision_dataset(name: str, root: str, image_size: int | None = None, spl
     how: dict[str, Any] = {"split": split} if name == "EMNIST" else {}
     if "download" in inspect.signature(kind).parameters or issubclass(kind, torchvision.datasets.MNIST):
         how["download"] = True
-    folder = Path(root)
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]  # the innermost first
-    before = set(folder.glob("*"))
+    before = _there(Path(root))
     try:
         parts = [kind(root, **which, **how) for which in TORCHVISION[name]]
     except Exception as error:  # whatever a download or a torn file can raise
-        made: list[Path] = []
-        for new in set(folder.glob("*")) - before:
-            made += [path for path in (new, *new.rglob("*")) if path.is_dir()]
-        for path in (*sorted(made, reverse=True), *missing):  # the innermost first
-            with suppress(OSError):  # it holds something
-                path.rmdir()
+        for new in sorted(_there(Path(root)) - before, reverse=True):  # the innermost first
+            for path in (*sorted(new.rglob("*"), reverse=True), new):
+                with suppress(OSError):  # it is a file, or holds something
+                    path.rmdir()
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{name} is neither in data.root={root} nor could it be downloaded ({why}): set data.root to a folder that "
@@ -151,6 +141,11 @@ def torchvision_dataset(name: str, root: str, image_size: int | None = None, spl
     classes = getattr(parts[0], "classes", getattr(parts[0], "categories", ()))
     names = [name if isinstance(name, str) else name[0] for name in classes]  # some have several words for a class
     return Dataset(name, train[0], test[0], train[1], test[1], class_names=names or None)
+
+
+def _there(folder: Path) -> set[Path]:
+    """What there is of `folder`, the folders that it lies in and what lies in it."""
+    return {path for path in (folder, *folder.parents, *folder.glob("*")) if path.exists()}
 
 
 def images_and_labels(split: Any, image_size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -171,8 +166,7 @@ def images_and_labels(split: Any, image_size: int | None = None) -> tuple[Tensor
             labels.append(label)
             if pictures[-1].shape != pictures[0].shape:
                 raise ValueError(f"{type(split).__name__} has images of many sizes: set data.image_size")
-        if None in labels:
-            raise ValueError(f"{type(split).__name__} as it lies there has a split without labels")
+        check.that(None not in labels, f"{type(split).__name__} as it lies there has a split without labels")
         x = torch.stack(pictures)
         if bool((x == x[:, :1]).all()):  # grey
             x = x[:, :1].contiguous()
@@ -217,8 +211,7 @@ def image_folder(
     except ValueError as error:
         raise ValueError(f"data.background must be a colour, as black or #ffffff, got {background!r}") from error
     folder = Path(str(root))
-    if not folder.is_dir():
-        raise ValueError(f"data.root must be a folder of images, got {root}; the embedded set is data=mnist5k")
+    check.that(folder.is_dir(), f"data.root must be a folder of images, got {root}; the embedded set is data=mnist5k")
     splits, class_names = _splits(folder, root)
     files = [file for split_files in splits.values() for file in split_files]
     check.memory(f"data.image_size={image_size}", len(files) * channels * image_size**2)
@@ -227,9 +220,8 @@ def image_folder(
     for split, split_files in splits.items():
         readable = [file for file in split_files if file in images]
         least = 2 if len(splits) == 1 else 1  # two to split
-        if len(readable) < least:
-            count = len(readable)
-            raise ValueError(f"data.root={split} holds {count} images that can be read, at least {least} are needed")
+        found = f"data.root={split} holds {len(readable)} images that can be read"
+        check.that(len(readable) >= least, f"{found}, at least {least} are needed")
         labels = torch.tensor([class_names.index(_top(split, file)) for file in readable]) if class_names else None
         sets.append((torch.stack([images[file] for file in readable]), labels))
     train, test = sets if len(sets) == 2 else held_out(*sets[0], test_fraction, split_seed)
@@ -245,19 +237,21 @@ def _splits(folder: Path, root: str) -> tuple[dict[Path, list[Path]], list[str]]
     if "train" in below and (len(below) == 1 or below.keys() & {"test", "val", "valid", "validation"}):
         splits = [below[split] for split in ("train", "test") if split in below]
     found: dict[Path, list[Path]] = {}
-    class_names: list[str] = []
+    names: list[list[str]] = []  # of the classes of each split
     for split in splits:
-        found[split], names = _with_classes(split, [file for file in files if split in file.parents])
-        if split == splits[0]:
-            class_names = names
-        elif names != class_names:
-            raise ValueError(f"{splits[0]} has the classes {class_names}, {split} {names}: they must be the same")
+        found[split] = [file for file in files if split in file.parents]
+        inside = [file for file in found[split] if _top(split, file)]
+        names.append([])
+        if 2 * len(inside) > len(found[split]):
+            found[split], names[-1] = inside, sorted({_top(split, file) for file in inside})
+    classes = f"{splits[0]} has the classes {names[0]}, {splits[-1]} {names[-1]}"
+    check.that(names[0] == names[-1], f"{classes}: they must be the same")
     left_out = sorted(set(files).difference(*found.values()))
     if left_out:
         some = ", ".join(str(file.relative_to(folder)) for file in left_out[:3]) + ", …" * (len(left_out) > 3)
         note = "left out, for they lie beside the folders of classes or beside train/ and test/"
         print(f"data.root={root}: {len(left_out)} of {len(files)} images {note}: {some}", file=sys.stderr)
-    return found, class_names
+    return found, names[0]
 
 
 def _top(folder: Path, file: Path) -> str:
@@ -265,22 +259,14 @@ def _top(folder: Path, file: Path) -> str:
     return "" if file.parent == folder else file.relative_to(folder).parts[0]
 
 
-def _with_classes(folder: Path, files: list[Path]) -> tuple[list[Path], list[str]]:
-    """The `files` of a split, and the names of its classes; without those beside the classes where there are any."""
-    inside = [file for file in files if _top(folder, file)]
-    return (files, []) if 2 * len(inside) <= len(files) else (inside, sorted({_top(folder, file) for file in inside}))
-
-
-def _read_all(
-    files: Sequence[Path], shape: Sequence[int], background: str, skip_unreadable: bool, root: str
-) -> dict[Path, Tensor]:
-    """The bytes (C, H, W) of each file that can be read. Another raises ValueError, or stderr says that there are."""
+def _read_all(files: list[Path], shape: Sequence[int], background: str, skip: bool, root: str) -> dict[Path, Tensor]:
+    """The bytes (C, H, W) of each file that can be read. Another raises ValueError; with `skip`, stderr says so."""
     images, unreadable = {}, []
     for file in files:
         try:
             images[file] = read_image(file, shape, background)
         except ValueError as error:
-            if not skip_unreadable:
+            if not skip:
                 raise ValueError(f"{error}; data.skip_unreadable=true goes on without such files") from error
             unreadable.append(error)
     if unreadable:
@@ -310,8 +296,7 @@ class Batches:
             raise ValueError(f"train.batch_size must be at most the {len(x)} training images, got {batch_size}")
         self.x = x.to(generator.device)
         self.labels = None if labels is None else labels.to(generator.device)
-        self.batch_size = batch_size
-        self.generator = generator
+        self.batch_size, self.generator = batch_size, generator
         self.mine = slice(rank, None, ranks)
         self.steps_per_epoch = len(x) // batch_size
         self.order = torch.empty(0, dtype=torch.int64)
@@ -347,8 +332,7 @@ def given_images(path: str, shape: Sequence[int], background: str = "black") -> 
     of `shape` or range.
     """
     source = Path(path)
-    if not source.exists():
-        raise ValueError(f"images={path} does not exist: give an .npz, an .npy, a picture or a folder of them")
+    check.that(source.exists(), f"images={path} does not exist: give an .npz, an .npy, a picture or a folder of them")
     if source.suffix in (".npz", ".npy") and source.is_file():
         try:
             array = np.load(source, allow_pickle=False)
@@ -358,8 +342,7 @@ def given_images(path: str, shape: Sequence[int], background: str = "black") -> 
             raise ValueError(f"images={path} holds no array of images ({type(error).__name__})") from error
         return checked_images(x, shape, f"images={path}")
     files = image_files(source) if source.is_dir() else [source]
-    if not files:
-        raise ValueError(f"images={path} is a folder without images")
+    check.that(files, f"images={path} is a folder without images")
     return scaled(torch.stack([read_image(file, shape, background) for file in files]))
 
 
@@ -367,8 +350,7 @@ def checked_images(x: Any, shape: Sequence[int], source: str) -> Tensor:
     """`x` as float32 (N, *shape) in [−1, 1]; ValueError naming `source` where it is not."""
     if not isinstance(x, (np.ndarray, Tensor)) or tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"{source} must hold images (N, {', '.join(map(str, shape))}), got {np.shape(x)}")
-    if len(x) == 0:
-        raise ValueError(f"{source} holds no images")
+    check.that(len(x) > 0, f"{source} holds no images")
     try:
         images = torch.as_tensor(x).float()
     except TypeError as error:

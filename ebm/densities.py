@@ -111,9 +111,8 @@ def density(name: str) -> GaussianMixture | Checkerboard:
 
 def dataset(name: str, train_size: int = 50_000, test_size: int = 10_000, seed: int = 0) -> Dataset:
     """Exact samples (N, 2) of `density(name)` as a data set; its `log_prob` is the density's."""
-    check.number("data.train_size", train_size, 1, integer=True)
-    check.number("data.test_size", test_size, 1, integer=True)
-    check.number("data.seed", seed, 0, integer=True)
+    for key, value, least in (("train_size", train_size, 1), ("test_size", test_size, 1), ("seed", seed, 0)):
+        check.number(f"data.{key}", value, least, integer=True)
     check.memory(f"data.train_size={train_size} with data.test_size={test_size}", 64 * (train_size + test_size))
     truth = density(name)
     x = truth.sample(train_size + test_size, torch.Generator().manual_seed(seed)).clamp(-1, 1)

@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ebm import check
+
 # A file may call itself what it likes: only these readers see it (Pillow would start Ghostscript for an EPS).
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = {suffix for suffix, reader in Image.registered_extensions().items() if reader in FORMATS}
@@ -26,16 +28,13 @@ def image_files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     link that leads nowhere or to a folder that it lies in; `above` are those.
     """
     real = folder.resolve()
-    if len(above) > 100:
-        raise ValueError(f"{folder} lies more than 100 folders deep")
-    if real in above:
-        raise ValueError(f"{folder} leads back to {real}, in which it lies: take that loop of links out")
+    check.that(len(above) <= 100, f"{folder} lies more than 100 folders deep")
+    check.that(real not in above, f"{folder} leads back to {real}, in which it lies: take that loop of links out")
     files = []
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
-        if not path.exists():
-            raise ValueError(f"{path} is a link that leads nowhere")
+        check.that(path.exists(), f"{path} is a link that leads nowhere")
         if path.is_dir():
             files += image_files(path, (*above, real))
         elif path.is_file() and path.suffix.lower() in SUFFIXES:
@@ -58,8 +57,7 @@ def opened(path: str | Path, mode: str, background: str = "black") -> Image.Imag
     cannot be read, has too many pixels to decode, or values whose range cannot be told: 32-bit integers, other floats.
     """
     try:
-        if not Path(path).is_file():  # a pipe would be waited for
-            raise ValueError("it is no file")
+        check.that(Path(path).is_file(), "it is no file")  # a pipe would be waited for
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:

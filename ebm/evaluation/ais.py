@@ -66,8 +66,7 @@ def bracket(
     """
     check.number("ais.leapfrog", leapfrog, 1, integer=True)
     check.number("ais.acceptance", acceptance, 0, 1, open_low=True)
-    if len(samples) < 2:
-        raise ValueError(f"ais.chains must be at least 2, got {len(samples)}")
+    check.that(len(samples) >= 2, f"ais.chains must be at least 2, got {len(samples)}")
 
     sizes = [0.1] * len(betas)
 

@@ -31,11 +31,9 @@ def chains(ev: Evaluation, count: int, steps: int, rhat: float) -> None:
         ev.put(f"chains/distance/{name}", distance[group, -1].mean())
     steady = ev.numbers["chains/rhat/all"] < rhat
     ev.put("chains/steady_state", float(steady))
-    notes = [
-        f"{count} chains each, {steps} steps; R̂ and ESS of the energy in the second half",
-        f"chains from noise and from data {'tell' if steady else 'do not tell'} of one law: "
-        f"{'a' if steady else 'no'} steady state of the sampler within these steps",
-    ]
+    told = "tell of one law: a" if steady else "do not tell of one law: no"
+    notes = [f"{count} chains each, {steps} steps; R̂ and ESS of the energy in the second half"]
+    notes.append(f"chains from noise and from data {told} steady state of the sampler within these steps")
     if features.has_classes(ev.dataset):
         classifier, _ = ev.classifier
         before = metrics.in_batches(classifier, snapshots[0][count:], **ev.how).argmax(dim=1)
@@ -79,8 +77,7 @@ def draw_statistics(ev: Evaluation, records: Sequence[int], groups: Mapping[str,
     panels: dict[str, dict[str, Array]] = {"energy": {}, "distance from the start": {}, "autocorrelation": {}}
     for name, (energy, distance) in groups.items():
         settled = energy[:, energy.shape[1] // 2 :]
-        panels["energy"][name] = energy
-        panels["distance from the start"][name] = distance
+        panels["energy"][name], panels["distance from the start"][name] = energy, distance
         panels["autocorrelation"][name] = metrics.autocorrelation(settled)[None, : settled.shape[1] // 2]
     caption = "Single chains (thin) and their median: energy, distance; autocorrelation of the energy."
     ev.draw("chains.png", caption, figures.chains, records, panels)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import ebm
 from ebm.data import Dataset
 from ebm.evaluation import features, metrics, report
-from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
+from ebm.sampling.chains import chain_generators, uniform_noise
+from ebm.sampling.drawing import Chains
 from ebm.sampling.sgld import SGLD
 
 # Settings that no number depends on, or that the protocol has in another form.
@@ -79,13 +80,12 @@ class Evaluation:
     ) -> None:
         """A table, printed, with the pictures so far: rows[key] are the cells under `header`, and each of the `columns`
         has the number under its key, made of the row's; those of `intervals` (None: all) with the interval."""
-        table = []
-        for row_key, cells in rows.items():
-            line = list(cells)
-            for name, number_key in columns.items():
-                with_interval = intervals is None or name in intervals
-                line.append(report.shown(self.numbers, number_key.format(row_key), digits, with_interval))
-            table.append(line)
+
+        def number(row: str, column: str) -> str:
+            with_interval = intervals is None or column in intervals
+            return report.shown(self.numbers, columns[column].format(row), digits, with_interval)
+
+        table = [[*cells, *(number(row, column) for column in columns)] for row, cells in rows.items()]
         self.sections.append(report.Section(title, [*header, *columns], table, notes, self.pictures))
         self.pictures = {}
         print(self.sections[-1].text(), flush=True)
@@ -111,11 +111,8 @@ class Evaluation:
 
     def sampled(self, x: Tensor, labels: Tensor | None, steps: int) -> Tensor:
         """Chains `x` after `steps` steps, of these labels or none, on the CPU."""
-        generators = chain_generators(self.seed, len(x), self.device)
-        trace = trace_in_batches(
-            self.sampler.trace, self.energies[0], x, generators, self.batch_size, steps, steps, labels
-        )
-        return trace[-1]
+        chains = Chains(self.sampler, self.seed, self.batch_size, frames=1, device=self.device)
+        return chains.run(self.energies[0], x, steps, labels)[0][-1]
 
     @cached_property
     def classifier(self) -> tuple[features.Classifier, dict[str, Any]]:
@@ -135,15 +132,11 @@ def protocol(
     sampler = {k: v for k, v in vars(ev.sampler).items() if k != "threads" and not k.startswith("_")}
     example = torch.empty(1, *ev.dataset.shape, device=ev.device)
     sampler["backend"] = ev.sampler.run_as(ev.energies[0], example)[0]
+    weights = [features.weights_hash(energy.state_dict()) for energy in ev.energies]
+    data = {"name": ev.dataset.name, "hash": features.data_hash(ev.dataset)}
+    judge = ev.classifier[1] if "classifier" in vars(ev) else None  # where a part asked for it
     versions = {"plain-ebm": ebm.__version__, "python": platform.python_version()}
-    return kept | {
-        "sampler": sampler,
-        "weights": [features.weights_hash(energy.state_dict()) for energy in ev.energies],
-        "step": step,
-        "class_shares": class_shares,
-        "data": {"name": ev.dataset.name, "hash": features.data_hash(ev.dataset)},
-        "classifier": ev.classifier[1] if "classifier" in vars(ev) else None,  # where a part asked for it
-        "device": ev.device.type,
-        "threads": torch.get_num_threads(),
-        "versions": versions | {name: version(name) for name in PACKAGES},
-    }
+    versions |= {name: version(name) for name in PACKAGES}
+    made = {"sampler": sampler, "weights": weights, "step": step, "class_shares": class_shares, "data": data}
+    on = {"classifier": judge, "device": ev.device.type, "threads": torch.get_num_threads(), "versions": versions}
+    return kept | made | on

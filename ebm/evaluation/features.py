@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ebm import check
-from ebm.data import Batches, Dataset, Device, scaled
+from ebm.data import Batches, Dataset, Device
 from ebm.evaluation.metrics import in_batches
 from ebm.files import cache_folder, write_whole
 
@@ -93,7 +92,7 @@ def train_classifier(dataset: Dataset, epochs: int = 3, seed: int = 0, device: D
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=total)
     for _ in range(total):
         x, labels = batches.next()
-        loss = functional.cross_entropy(net(x), labels)  # type: ignore[arg-type]
+        loss = nn.functional.cross_entropy(net(x), labels)  # type: ignore[arg-type]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -116,8 +115,7 @@ def cached_classifier(
     net = untrained(dataset, 0, device)
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
-        if not all(bool(value.isfinite().all()) for value in weights.values()):
-            raise ValueError("its weights are not finite")
+        check.that(all(value.isfinite().all() for value in weights.values()), "its weights are not finite")
         net.load_state_dict(weights)
         net.eval().requires_grad_(False)
     except Exception:  # missing, torn, another layout: whatever loading can raise
@@ -138,4 +136,4 @@ def cached_classifier(
 def features_of(net: Classifier, x: Tensor, batch_size: int = 256, device: Device = "cpu") -> Tensor:
     """Features (N, D) of bytes or floats x (N, *shape), on the CPU; they do not depend on `batch_size`."""
     with torch.no_grad():
-        return in_batches(lambda part: net.features(scaled(part)), x, batch_size, device)
+        return in_batches(net.features, x, batch_size, device)

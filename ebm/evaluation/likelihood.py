@@ -50,8 +50,8 @@ def plane(ev: Evaluation, cells: int, steps: int) -> None:
     ev.draw("densities.png", f"{data.name}: energy surface, densities, samples and data.", figures.points, panels)
     keys = ("log_z", "nll", "nll/truth", "kl")
     rows = {key: [key] for key in keys if key in ev.numbers}
-    notes = [f"integrals over [−1, 1]² on {cells}² cells; nll: −log-likelihood of the test points"]
-    ev.section("Density", [""], {"nats": "{}"}, rows, notes)
+    note = f"integrals over [−1, 1]² on {cells}² cells; nll: −log-likelihood of the test points"
+    ev.section("Density", [""], {"nats": "{}"}, rows, [note])
 
 
 def likelihood(
@@ -72,11 +72,10 @@ def likelihood(
         bits = [(z - mean) / dims / math.log(2) + quantised for z in ev.triple(f"log_z/{side}")]
         ev.put(f"bits_per_dim/{side}", bits[0], bits[1:])
     gap = ev.numbers["log_z/upper"] - ev.numbers["log_z/lower"]
-    notes = [
-        f"{count} chains of AIS, {temperatures} temperatures, acceptance {found.acceptance:.2f}",
-        f"The upper bound, {gap:.1f} nats above the lower, holds only if chains of exp(−E) from test images have "
-        "reached its steady state. A model of short runs may have none: bits per dim then say little of its samples.",
-    ]
+    holds = f"The upper bound, {gap:.1f} nats above the lower, holds only if chains of exp(−E) from test images have"
+    short = "A model of short runs may have none: bits per dim then say little of its samples."
+    notes = [f"{count} chains of AIS, {temperatures} temperatures, acceptance {found.acceptance:.2f}"]
+    notes.append(f"{holds} reached its steady state. {short}")
     if "chains/steady_state" in ev.numbers:
         notes.append(f"steady state by the chains' split-R̂: {'yes' if ev.numbers['chains/steady_state'] else 'no'}")
     columns = {"lower bound": "{}/lower", "upper bound": "{}/upper"}

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ebm import check
 from ebm.data import scaled
 from ebm.sampling.chains import GROUP, Energy, padded
 from ebm.sampling.sgld import frozen
@@ -36,8 +37,7 @@ def in_batches(function: Energy, x: Tensor, batch_size: int = 256, device: str |
 
 def _finite(values: Tensor, what: str) -> Array:
     result = values.double().numpy()
-    if not np.isfinite(result).all():
-        raise ValueError(f"{(~np.isfinite(result)).sum()} of {len(result)} {what} are not finite")
+    check.that(np.isfinite(result).all(), f"{(~np.isfinite(result)).sum()} of {len(result)} {what} are not finite")
     return result
 
 
@@ -87,10 +87,8 @@ def ensemble(members: list[Array], train: list[Array]) -> tuple[Array, Array]:
 
 def _labelled(inliers: Array, outliers: Array) -> tuple[NDArray[np.int64], Array]:
     both = np.concatenate([inliers, outliers]).astype(np.float64)
-    if not np.isfinite(both).all():
-        raise ValueError("scores must be finite to be ranked")
-    if both.min() == both.max():
-        raise ValueError(f"all {len(both)} scores are {both[0]:g}: constant scores rank nothing")
+    check.that(np.isfinite(both).all(), "scores must be finite to be ranked")
+    check.that(both.min() < both.max(), f"all {len(both)} scores are {both[0]:g}: constant scores rank nothing")
     return np.repeat([1, 0], [len(inliers), len(outliers)]), both
 
 
@@ -132,15 +130,17 @@ def separation_ci95(inliers: Array, outliers: Array, resamples: int, rng: np.ran
     One sort serves all resamples: a resample is a count of how often each distinct score was drawn.
     """
     distinct, places = np.unique(np.concatenate([inliers, outliers]), return_inverse=True)
-    ranks = len(distinct) - 1 - places  # of each image's score: 0 is the highest
+    ranks = np.split(len(distinct) - 1 - places, [len(inliers)])  # of each image's score: 0 is the highest
     drawn = []
     for _ in range(resamples):
-        counts = [
-            np.bincount(part[rng.integers(len(part), size=len(part))], minlength=len(distinct))
-            for part in (ranks[: len(inliers)], ranks[len(inliers) :])
-        ]
-        drawn.append(_separation_of_counts(counts[0], counts[1]))
+        counts = [np.bincount(_resampled(part, rng), minlength=len(distinct)) for part in ranks]
+        drawn.append(_separation_of_counts(*counts))
     return {name: interval(np.array([found[name] for found in drawn])) for name in drawn[0]}
+
+
+def _resampled(x: Any, rng: np.random.Generator) -> Any:
+    """As many of `x`, drawn from them with replacement."""
+    return x[rng.integers(len(x), size=len(x))]
 
 
 def _separation_of_counts(inliers: NDArray[np.int64], outliers: NDArray[np.int64]) -> dict[str, float]:
@@ -161,7 +161,7 @@ def interval(resampled: Array, centre: float | None = None) -> Interval:
 
 def mean_ci95(values: Array, resamples: int, rng: np.random.Generator) -> Interval:
     """Percentile interval of the mean of values (N,)."""
-    return interval(np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]))
+    return interval(np.array([_resampled(values, rng).mean() for _ in range(resamples)]))
 
 
 # --- classification -------------------------------------------------------------------------------------------------
@@ -207,10 +207,7 @@ def frechet(real: Tensor, fake: Tensor) -> float:
 
 def frechet_ci95(real: Tensor, fake: Tensor, resamples: int, rng: np.random.Generator) -> Interval:
     """Interval of `frechet` by resampling both sides, centred on the value at these numbers of samples."""
-    drawn = []
-    for _ in range(resamples):
-        reals, fakes = (x[rng.integers(len(x), size=len(x))] for x in (real, fake))
-        drawn.append(frechet(reals, fakes))
+    drawn = [frechet(_resampled(real, rng), _resampled(fake, rng)) for _ in range(resamples)]
     return interval(np.array(drawn), frechet(real, fake))
 
 
@@ -243,10 +240,8 @@ def kernel_distance(real: Tensor, fake: Tensor, resamples: int, rng: np.random.G
 
 def _check_features(*features: Tensor) -> None:
     for x in features:
-        if len(x) < 2:
-            raise ValueError(f"features of at least 2 images are needed, got {len(x)}")
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError("features must be finite")
+        check.that(len(x) >= 2, f"features of at least 2 images are needed, got {len(x)}")
+        check.that(torch.isfinite(x).all(), "features must be finite")
 
 
 def manifold_quality(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Array]:
@@ -266,12 +261,8 @@ def manifold_quality(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Array]
     fake_radii = torch.cdist(fake, fake, compute_mode=exact).kthvalue(k + 1, dim=1).values
     distances = torch.cdist(real, fake, compute_mode=exact)
     in_real, in_fake = distances <= real_radii[:, None], distances <= fake_radii[None]
-    values = {
-        "precision": in_real.any(dim=0),
-        "recall": in_fake.any(dim=1),
-        "density": in_real.sum(dim=0) / k,
-        "coverage": in_real.any(dim=1),
-    }
+    values = {"precision": in_real.any(dim=0), "recall": in_fake.any(dim=1)}
+    values |= {"density": in_real.sum(dim=0) / k, "coverage": in_real.any(dim=1)}
     return {name: value.double().numpy() for name, value in values.items()}
 
 
@@ -315,12 +306,9 @@ def _statistics_of(x: Array) -> Any:
     """arviz' statistics of arrays. Raises ValueError where `x` is no set of chains (M, N)."""
     from arviz_stats.base import array_stats  # takes a second to import
 
-    if x.ndim != 2 or x.shape[1] < 4:
-        raise ValueError(f"chains must be (chains, at least 4 draws), got {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError("chains must be finite")
-    if (x == x[:, :1]).all():
-        raise ValueError("constant chains have no statistics")
+    check.that(x.ndim == 2 and x.shape[1] >= 4, f"chains must be (chains, at least 4 draws), got {x.shape}")
+    check.that(np.isfinite(x).all(), "chains must be finite")
+    check.that((x != x[:, :1]).any(), "constant chains have no statistics")
     return array_stats
 
 
@@ -334,8 +322,7 @@ def split_rhat(x: Array) -> float:
     """R̂ = √(var⁺/W) over the halves of M chains (M, N), W the variance within and var⁺ the pooled estimate: 1 where
     all tell of one law, more where they differ. Raises ValueError where W is 0."""
     value = float(_statistics_of(x).rhat(x, method="split"))
-    if not np.isfinite(value):
-        raise ValueError("chains whose halves are constant have no R-hat")
+    check.that(np.isfinite(value), "chains whose halves are constant have no R-hat")
     return value
 
 

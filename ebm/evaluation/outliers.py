@@ -1,9 +1,8 @@
 """Sets of images that are not of the data: transforms of the test images, and other data sets."""
 
 import os.path
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
@@ -11,34 +10,48 @@ from torch import Tensor
 from torchvision.transforms import functional
 
 from ebm import check
-from ebm.data import Dataset, images_and_labels, scaled
+from ebm.data import TORCHVISION, Dataset, images_and_labels, scaled
 from ebm.files import image_files, read_image
 from ebm.sampling.chains import uniform_noise
 
-OTHERS = {  # torchvision's classes
-    "mnist": "MNIST",
-    "fashion_mnist": "FashionMNIST",
-    "kmnist": "KMNIST",
-    "omniglot": "Omniglot",
-    "svhn": "SVHN",
-    "cifar10": "CIFAR10",
-}
+# torchvision's classes
+OTHERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+OTHERS |= {"omniglot": "Omniglot", "svhn": "SVHN", "cifar10": "CIFAR10"}
 SPLITS = ("train", "test")
-MADE = ("noise", "noisy", "inverted", "permuted", "constant")  # of any data
-MADE_OF_IMAGES = ("rotated", "rotated90", "tiny", "blurred", "halves")
+
+
+def _halves(x: Tensor, generator: torch.Generator) -> Tensor:
+    """The upper half of each image over the lower half of another."""
+    order, middle = torch.randperm(len(x), generator=generator), x.shape[-2] // 2
+    return torch.cat([x[order, :, :middle], x[order.roll(1), :, middle:]], dim=-2)
+
+
+MADE: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {  # of the test images or vectors x (N, *shape)
+    "noise": lambda x, generator: uniform_noise(x.shape, generator),
+    "inverted": lambda x, _: -x,
+    "permuted": lambda x, generator: x.flatten(1)[:, torch.randperm(x[0].numel(), generator=generator)].view(x.shape),
+    "constant": lambda x, _: torch.linspace(-1, 1, 256).view(-1, *[1] * (x.dim() - 1)).expand(-1, *x.shape[1:]),
+}
+MADE_OF_IMAGES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {  # of the test images x (N, C, H, W)
+    "rotated": lambda x, _: x.rot90(2, dims=(-2, -1)),
+    "rotated90": lambda x, _: x.rot90(1, dims=(-2, -1)),
+    "tiny": lambda x, _: functional.pad(x[..., ::2, ::2], [x.shape[-1] // 2, x.shape[-2] // 2, 0, 0], fill=-1),
+    # its side is what reflection at the edges can fill
+    "blurred": lambda x, _: functional.gaussian_blur(x, [min(9, 2 * min(x.shape[-2:]) - 1)] * 2, [1.5, 1.5]),
+    "halves": _halves,
+}
 LEVELS = ("gaussian_", "uniform_")  # and a number
 
 
 def is_built_in(name: str) -> bool:
-    return name in (*SPLITS, *MADE, *MADE_OF_IMAGES, *OTHERS) or name.startswith(LEVELS)
+    return name in (*SPLITS, "noisy", *MADE, *MADE_OF_IMAGES, *OTHERS) or name.startswith(LEVELS)
 
 
 def check_name(name: str) -> None:
     """ValueError for what is neither the name of a set nor, with a /, a path."""
     if "/" in name:
         return
-    if not is_built_in(name):
-        raise ValueError(f"ood.sets: {name} is no set that is known; a folder of images needs a / in its path")
+    check.that(is_built_in(name), f"ood.sets: {name} is no set that is known; a folder of images needs a / in its path")
     if name.startswith(LEVELS):
         kind, _, level = name.partition("_")
         try:
@@ -100,68 +113,35 @@ def outliers(
     if name in SPLITS:
         return getattr(dataset, name)
     x, generator = scaled(dataset.test), torch.Generator().manual_seed(seed)
+    if name in MADE:
+        return MADE[name](x, generator)
     if name in MADE_OF_IMAGES:
-        return _made_of_images(name, x, generator)
-    return _made(name, x, noise_std, generator)
+        check.that(x.dim() == 4, "made of images, the data are vectors")
+        height, width = x.shape[-2:]
+        check.that(height == width or name != "rotated90", f"needs square images, the data's are {height}×{width}")
+        return MADE_OF_IMAGES[name](x, generator)
+    kind, _, level = name.partition("_")
+    noise = uniform_noise(x.shape, generator) if kind == "uniform" else torch.randn(x.shape, generator=generator)
+    return (x + (noise_std if name == "noisy" else float(level)) * noise).clamp(-1, 1)
 
 
 def _read(name: str, dataset: Dataset, root: str, background: str) -> Tensor:
     """Another data set's test images, or those of a folder, as bytes in the data's channels and size."""
-    if len(dataset.shape) != 3:
-        raise ValueError("images are no outliers to vectors")
-    if OTHERS.get(name) == dataset.name:
-        raise ValueError("it is the data set itself")
+    check.that(len(dataset.shape) == 3, "images are no outliers to vectors")
+    check.that(OTHERS.get(name) != dataset.name, "it is the data set itself")
     if name in OTHERS:
         return _like(_torchvision_test(OTHERS[name], root), dataset.shape)
-    if not Path(name).is_dir():
-        raise ValueError(f"{name} is no folder")
+    check.that(Path(name).is_dir(), f"{name} is no folder")
     files = image_files(Path(name))
-    if len(files) < 2:
-        raise ValueError(f"{name} holds {len(files)} images, at least 2 are needed")
+    check.that(len(files) >= 2, f"{name} holds {len(files)} images, at least 2 are needed")
     return torch.stack([read_image(file, dataset.shape, background) for file in files])
-
-
-def _made(name: str, x: Tensor, noise_std: float, generator: torch.Generator) -> Tensor:
-    """A set made of the test images or vectors `x` (N, *shape)."""
-    if name == "noise":
-        return uniform_noise(x.shape, generator)
-    if name == "inverted":
-        return -x
-    if name == "permuted":
-        order = torch.randperm(x[0].numel(), generator=generator)
-        return x.flatten(1)[:, order].view(x.shape)
-    if name == "constant":
-        return torch.linspace(-1, 1, 256).view(-1, *[1] * (x.dim() - 1)).expand(-1, *x.shape[1:])
-    kind, _, level = name.partition("_")
-    if kind == "uniform":  # uniform_<a>
-        return (x + float(level) * uniform_noise(x.shape, generator)).clamp(-1, 1)
-    size = noise_std if name == "noisy" else float(level)  # gaussian_<σ>
-    return (x + size * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
-
-
-def _made_of_images(name: str, x: Tensor, generator: torch.Generator) -> Tensor:
-    """A set made of the test images `x` (N, C, H, W). Raises ValueError for vectors."""
-    if x.dim() != 4:
-        raise ValueError("made of images, the data are vectors")
-    height, width = x.shape[-2:]
-    if name == "rotated90" and height != width:
-        raise ValueError(f"needs square images, the data's are {height}×{width}")
-    if name in ("rotated", "rotated90"):
-        return x.rot90(2 if name == "rotated" else 1, dims=(-2, -1))
-    if name == "blurred":
-        side = min(9, 2 * min(height, width) - 1)  # what reflection at the edges can fill
-        return functional.gaussian_blur(x, [side, side], [1.5, 1.5])
-    if name == "tiny":
-        return functional.pad(x[..., ::2, ::2], [width // 2, height // 2, 0, 0], fill=-1)
-    order = torch.randperm(len(x), generator=generator)
-    return torch.cat([x[order, :, : height // 2], x[order.roll(1), :, height // 2 :]], dim=-2)
 
 
 def _torchvision_test(name: str, root: str) -> Tensor:
     """Bytes (N, C, H, W) of a test split that lies in `root`."""
-    which: dict[str, dict[str, Any]] = {"SVHN": {"split": "test"}, "Omniglot": {"background": False}}
+    which = {"background": False} if name == "Omniglot" else TORCHVISION[name][-1]
     try:
-        split = getattr(torchvision.datasets, name)(root, download=False, **which.get(name, {"train": False}))
+        split = getattr(torchvision.datasets, name)(root, download=False, **which)
     except (RuntimeError, OSError) as error:
         raise ValueError(f"{name} is not in {root}, where torchvision looks for it") from error
     x = images_and_labels(split)[0]
@@ -170,8 +150,7 @@ def _torchvision_test(name: str, root: str) -> Tensor:
 
 def _like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Bytes (N, C, H, W) as bytes (N, *shape): grey or RGB, resized. Raises ValueError for any other channels."""
-    if shape[0] not in (1, 3):
-        raise ValueError(f"its images are grey or RGB, the data's have {shape[0]} channels")
+    check.that(shape[0] in (1, 3), f"its images are grey or RGB, the data's have {shape[0]} channels")
     if x.shape[1] == 3 and shape[0] == 1:
         x = functional.rgb_to_grayscale(x)
     elif x.shape[1] == 1 and shape[0] == 3:

@@ -12,19 +12,11 @@ from ebm.evaluation.outliers import keys_of
 from ebm.evaluation.samples import samples
 from ebm.evaluation.scores import OTHER_SCORES, ood
 
-PARTS: dict[str, Callable[..., None]] = {
-    "ood": ood,
-    "samples": samples,
-    "classification": classification,
-    "chains": chains,
-    "densities": density,
-}
-LEAST = {  # of what is an integer, by section and key
-    "ais": {"burn_in": 0, "chains": 2, "temperatures": 1},
-    "samples": {"count": 8, "neighbours": 1},
-    "chains": {"count": 2, "steps": 16},
-    "densities": {"cells": 2, "steps": 1},
-}
+PARTS: dict[str, Callable[..., None]] = {"ood": ood, "samples": samples, "classification": classification}
+PARTS |= {"chains": chains, "densities": density}
+# Of what is an integer, by section and key.
+LEAST = {"ais": {"burn_in": 0, "chains": 2, "temperatures": 1}, "samples": {"count": 8, "neighbours": 1}}
+LEAST |= {"chains": {"count": 2, "steps": 16}, "densities": {"cells": 2, "steps": 1}}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -39,27 +31,22 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         for key, low in keys.items():
             check.number(f"{section}.{key}", settings[section][key], low, integer=True)
     steps = settings["samples"]["steps"]
-    if not isinstance(steps, list) or not steps:
-        raise ValueError(f"samples.steps must be a list of numbers of steps, got {steps!r}")
+    check.that(isinstance(steps, list) and steps, f"samples.steps must be a list of numbers of steps, got {steps!r}")
     for number in steps:
         check.number("samples.steps", number, 1, integer=True)
-    name, parts = settings["evaluation"]["name"], settings["evaluation"]["parts"]
+    name, parts, sets = settings["evaluation"]["name"], settings["evaluation"]["parts"], settings["ood"]["sets"]
     _check_names("evaluation.parts", parts, PARTS)
-    if not parts:
-        raise ValueError(f"evaluation.parts must be a list of {', '.join(PARTS)}, got []")
+    check.that(parts, f"evaluation.parts must be a list of {', '.join(PARTS)}, got []")
     _check_names("ood.scores", settings["ood"]["scores"], OTHER_SCORES)
-    if Path(str(name)).name != name:
-        raise ValueError(f"evaluation.name must be the name of a folder, got {name!r}")
-    if not isinstance(settings["ood"]["sets"], list):
-        raise ValueError(f"ood.sets must be a list of names, got {settings['ood']['sets']!r}")
-    keys_of(settings["ood"]["sets"])
+    check.that(Path(str(name)).name == name, f"evaluation.name must be the name of a folder, got {name!r}")
+    check.that(isinstance(sets, list), f"ood.sets must be a list of names, got {sets!r}")
+    keys_of(sets)
     cells, temperatures = settings["densities"]["cells"], settings["ais"]["temperatures"]
     check.memory(f"densities.cells={cells}", 64 * cells**2)
     check.memory(f"ais.temperatures={temperatures}", 8 * temperatures)
 
 
 def _check_names(key: str, names: Any, accepted: Collection[str]) -> None:
-    if not isinstance(names, list):
-        raise ValueError(f"{key} must be a list of {', '.join(accepted)}, got {names!r}")
+    check.that(isinstance(names, list), f"{key} must be a list of {', '.join(accepted)}, got {names!r}")
     for name in names:
         check.choice(key, name, tuple(accepted))

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ebm import check
 from ebm.evaluation import figures
 from ebm.files import whole_files
 
@@ -91,8 +92,7 @@ def compare(folders: Sequence[Path], out: Path) -> None:
         for run, numbers in runs.items():
             if key in numbers:
                 panels.setdefault(panel, {}).setdefault(short[run], {})[row or panel] = triple(numbers, key)
-    if not rows:
-        raise ValueError("compare: the evaluations hold no numbers to compare")
+    check.that(rows, "compare: the evaluations hold no numbers to compare")
     pictures = {"compare.png": "Dots: values; lines: 95 % intervals."}
     section = Section("Comparison", ["", *short.values()], rows, [], pictures)
     with whole_files(out) as aside:
@@ -106,8 +106,7 @@ def compare(folders: Sequence[Path], out: Path) -> None:
 def _newest_numbers(folder: Path) -> dict[str, Any]:
     files = [*folder.glob("metrics.json"), *folder.glob("evaluation/*/metrics.json")]
     files = [file for file in files if file.is_file()]
-    if not files:
-        raise ValueError(f"compare: {folder} holds no metrics.json of an evaluation: run it first")
+    check.that(files, f"compare: {folder} holds no metrics.json of an evaluation: run it first")
     file = max(files, key=lambda file: file.stat().st_mtime_ns)
     try:
         return dict(json.loads(file.read_text()))

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage import filters, restoration
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ebm import check
 from ebm.composition import Observed
@@ -41,10 +40,8 @@ def hidden_pixels(mask: str, shape: Sequence[int]) -> Tensor:
         raise ValueError(f"mask must be {', '.join(PLACES)} or a file, .npy or a picture, got {mask}")
     else:
         try:
-            if Path(mask).suffix == ".npy":
-                hidden = np.load(mask, allow_pickle=False)
-            else:
-                hidden = np.asarray(opened(mask, "L")) >= 128
+            is_array = Path(mask).suffix == ".npy"
+            hidden = np.load(mask, allow_pickle=False) if is_array else np.asarray(opened(mask, "L")) >= 128
         except (ValueError, OSError, EOFError) as error:
             raise ValueError(f"mask={mask} is no readable mask: {error}") from error
         if hidden.shape != (height, width) or hidden.dtype != bool:
@@ -65,9 +62,9 @@ def blurred(x: Tensor, blur: float) -> Tensor:
     radius = round(4 * check.number("blur", blur, 0, open_low=True))
     weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device) / blur) ** 2)
     weights = (weights / weights.sum()).expand(x.shape[1], 1, 1, -1)
-    x = functional.pad(x, (radius,) * 4, mode="replicate")
-    x = functional.conv2d(x, weights, groups=x.shape[1])
-    return functional.conv2d(x, weights.transpose(2, 3), groups=x.shape[1])
+    x = nn.functional.pad(x, (radius,) * 4, mode="replicate")
+    x = nn.functional.conv2d(x, weights, groups=x.shape[1])
+    return nn.functional.conv2d(x, weights.transpose(2, 3), groups=x.shape[1])
 
 
 def best(candidates: Iterable[Tensor], clean: Tensor) -> Tensor:

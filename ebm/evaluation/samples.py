@@ -49,13 +49,11 @@ def samples(
     columns = {"Fréchet": f"frechet/{space}/{{}}", "kernel": f"kid/{space}/{{}}"}
     columns |= {name: f"{name}/{space}/{{}}" for name in ("precision", "recall", "density", "coverage")}
     columns |= {"entropy": "class_entropy/{}", "nearest": "nearest/{}", "copies": "copies/{}"}
-    notes = [
-        f"{count} samples a line against the {data.name} test images; features: the classifier's, not Inception's.",
-        "nearest: median distance to a training image; copies: share of samples nearer than 99 % of the test images",
-    ]
+    versus = f"{count} samples a line against the {data.name} test images; features: the classifier's, not Inception's."
+    close = "nearest: median distance to a training image; copies: share of samples nearer than 99 % of the test images"
     rows = {f"{k}{suffix}": [f"{k} steps from {suffix[1:] or 'noise'}"] for suffix in starts for k in steps}
     rows["real"] = ["training images"]
-    ev.section("Samples", ["samples"], columns, rows, notes, digits=3, intervals=["Fréchet", "kernel"])
+    ev.section("Samples", ["samples"], columns, rows, [versus, close], digits=3, intervals=["Fréchet", "kernel"])
 
 
 def starts_of_chains(ev: Evaluation, count: int, buffer: Mapping[str, Tensor] | None) -> dict[str, Start]:
@@ -108,18 +106,12 @@ def put_classes_and_copies(ev: Evaluation, images: Mapping[str, Tensor], count: 
 
 
 def draw_quality(ev: Evaluation, space: str, count: int, steps: Sequence[int], suffixes: Iterable[str]) -> None:
-    curves = {
-        "Fréchet": f"frechet/{space}",
-        "kernel": f"kid/{space}",
-        "recall": f"recall/{space}",
-        "precision": f"precision/{space}",
-        "class entropy": "class_entropy",
-    }
-    panels = {
-        title: {FROM[suffix]: {k: ev.triple(f"{key}/{k}{suffix}") for k in steps} for suffix in suffixes}
-        for title, key in curves.items()
-    }
-    floors = {title: ev.numbers[f"{key}/real"] for title, key in curves.items()}
+    curves = {"Fréchet": f"frechet/{space}", "kernel": f"kid/{space}", "recall": f"recall/{space}"}
+    curves |= {"precision": f"precision/{space}", "class entropy": "class_entropy"}
+    panels, floors = {}, {}
+    for title, key in curves.items():
+        panels[title] = {FROM[end]: {k: ev.triple(f"{key}/{k}{end}") for k in steps} for end in suffixes}
+        floors[title] = ev.numbers[f"{key}/real"]
     caption = f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: training images."
     ev.draw("quality.png", caption, figures.by_steps, panels, floors)
 

@@ -7,7 +7,6 @@ from torch import Tensor
 from ebm.data import scaled
 from ebm.evaluation import figures, metrics
 from ebm.evaluation.evaluation import Evaluation
-from ebm.evaluation.metrics import Array
 from ebm.evaluation.outliers import keys_of, outliers
 
 OTHER_SCORES = {  # beside −E(x): of images x whose −E(x) are s, and those of the training images
@@ -31,10 +30,10 @@ def ood(
     scores                       of OTHER_SCORES, beside −E(x) and the ensemble's mean and spread
     root, noise_std, background  as for `outliers`
     """
-    by_score: dict[str, dict[str, Array]] = {}  # by the score's name, then the set's
-    members: dict[str, list[Array]] = {}  # −E(x) of a set by every energy of the ensemble
+    by_score: dict[str, dict[str, metrics.Array]] = {}  # by the score's name, then the set's
+    members: dict[str, list[metrics.Array]] = {}  # −E(x) of a set by every energy of the ensemble
     examples: dict[str, Tensor] = {}
-    example_scores: dict[str, Array] = {}
+    example_scores: dict[str, metrics.Array] = {}
     for key, name in keys_of(["train", "test", *sets]).items():
         try:
             x = outliers(name, ev.dataset, root, noise_std, ev.seed, background)
@@ -63,8 +62,8 @@ def ood(
 
 
 def scores_of(
-    ev: Evaluation, x: Tensor, members: list[Array], train: list[Array], others: Sequence[str]
-) -> dict[str, Array]:
+    ev: Evaluation, x: Tensor, members: list[metrics.Array], train: list[metrics.Array], others: Sequence[str]
+) -> dict[str, metrics.Array]:
     """Every score (N,) of images `x`, by its name; `members` are −E(x) by every energy of the ensemble, and `train`
     those of the training images."""
     found = {"score": members[0]}
@@ -79,7 +78,7 @@ def suffix(score: str) -> str:
     return "" if score == "score" else f"/{score}"
 
 
-def put_separations(ev: Evaluation, by_score: Mapping[str, Mapping[str, Array]]) -> None:
+def put_separations(ev: Evaluation, by_score: Mapping[str, Mapping[str, metrics.Array]]) -> None:
     """The numbers: mean and spread of −E(x) of each set, and how well each score tells it from the test images."""
     for key, values in by_score["score"].items():
         ev.put(f"score/{key}/mean", values.mean())
@@ -91,7 +90,7 @@ def put_separations(ev: Evaluation, by_score: Mapping[str, Mapping[str, Array]])
                 ev.put(f"{name}/{key}{suffix(score)}", value, ci95[name])
 
 
-def draw_figures(ev: Evaluation, by_score: Mapping[str, Mapping[str, Array]]) -> None:
+def draw_figures(ev: Evaluation, by_score: Mapping[str, Mapping[str, metrics.Array]]) -> None:
     by_set = by_score["score"]
     ev.draw("scores.png", "Scores −E(x) of every set, each to its own height.", figures.scores, by_set)
     others = {key: values for key, values in by_set.items() if key != "test"}

@@ -40,15 +40,15 @@ def write_samples(out: Path, made: Samples, snapshots: int = 8) -> None:
     trace, labels, columns = made.trace, made.labels, made.columns
     samples = trace[-1] if made.samples is None else made.samples
     if not bool(torch.isfinite(samples).all()):
-        raise ValueError(
-            "samples are not finite: the steps diverge; lower sampler.step_size, or set sampler.grad_clamp and bounds"
-        )
+        way_out = "lower sampler.step_size, or set sampler.grad_clamp and bounds"
+        raise ValueError(f"samples are not finite: the steps diverge; {way_out}")
     arrays = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
     shown = samples
     row_names: list[str] = []
     if labels is not None and len(labels) > len(labels.unique()) > 1:
         shown, columns, row_names = by_class(samples, labels, made.class_names)
     pictures = ("grid.png", "strips.png", "chains.gif") if samples.dim() == 4 else ()
+    lines = [f"samples      {out / 'samples.npz'}  {tuple(samples.shape)} in [{shown.min():.3g}, {shown.max():.3g}]"]
     with whole_files(out) as aside:
         np.savez_compressed(aside / "samples.npz", **arrays)  # type: ignore[arg-type]
         if pictures:
@@ -57,14 +57,12 @@ def write_samples(out: Path, made: Samples, snapshots: int = 8) -> None:
             moments = sorted({round(i * (len(trace) - 1) / snapshots) for i in range(snapshots + 1)})
             figures.strips(aside / "strips.png", trace[moments, :8], [made.steps[i] for i in moments])
             figures.animation(aside / "chains.gif", trace[:, :64])
+            lines.append(f"pictures     {' '.join(str(out / name) for name in pictures)}")
         if made.sheet:
             name, draw = made.sheet
             draw(aside / name)
-    print(f"samples      {out / 'samples.npz'}  {tuple(samples.shape)} in [{shown.min():.3g}, {shown.max():.3g}]")
-    if pictures:
-        print(f"pictures     {' '.join(str(out / name) for name in pictures)}")
-    if made.sheet:
-        print(f"sheet        {out / made.sheet[0]}")
+            lines.append(f"sheet        {out / name}")
+    print("\n".join(lines))
     if made.report:
         print(made.report)
 
