@@ -124,7 +124,7 @@ def build(
     device = ranks.device(cli.pick_device(cfg.device))
     sampler = instantiate(cfg.sampler, _convert_="all")
     check.number("sampler.steps", sampler.steps, 1, integer=True)  # chains that stay at noise teach nothing
-    loss = losses.Sum(instantiate(cfg.loss, _convert_="all"))
+    loss = losses.Sum(instantiate(cfg.get("loss", {}), _convert_="all"))
     scheduler = instantiate(cfg.scheduler)
     guard = instantiate(cfg.guard)
     dataset = build_dataset(cfg, run_dir, ranks, state)

@@ -28,8 +28,8 @@ from ebm.running.cli import command, writable
 from ebm.running.tracking import Tracker
 
 TRAIN_KEYS = {
-    *("train/loss", "train/cd", "train/energy_l2", "train/score_real", "train/score_fake", "train/lr"),
-    *("train/grad_norm", "train/images_per_s", "train/sgld_steps_per_s"),
+    *("train/loss", "train/contrastive_divergence", "train/cd", "train/energy_l2", "train/score_real"),
+    *("train/score_fake", "train/lr", "train/grad_norm", "train/images_per_s", "train/sgld_steps_per_s"),
 }
 VAL_KEYS = {"val/cd", "val/score_real", "val/score_noise", "noise/score"}
 

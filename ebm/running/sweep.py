@@ -39,7 +39,6 @@ class TrainingSweep(Folders):
     """Sums a sweep of trainings up after its last job; the exit code is 1 where one failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        super().on_multirun_start(config)
         launcher = config.hydra.launcher
         with one_line_errors():
             if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -52,6 +51,7 @@ class TrainingSweep(Folders):
                     f"hydra.launcher.timeout_min={launcher.timeout_min} must be more than the warning before its end, "
                     f"hydra.launcher.signal_delay_s={launcher.signal_delay_s} seconds: no job would get on"
                 )
+        super().on_multirun_start(config)
         self.jobs: dict[int, list[str]] = {}
         note_jobs(get_class(launcher._target_), self.jobs)
         # Also where the launcher or the sweeper itself ends with an error, as Optuna's without a single whole trial:

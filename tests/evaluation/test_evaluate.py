@@ -273,7 +273,7 @@ def test_a_sweep_goes_on_past_what_fails(runs: list[Path], tmp_path: Path, capsy
         overrides = [f"checkpoint={path}", "evaluation.name=sweep", *small]
         with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
             cfg = compose("evaluate", overrides)
-        found = sweep.job_of_sweep(partial(evaluate.evaluate_or_compare, cfg, number), number)
+        found = sweep.evaluation_job(partial(evaluate.evaluate_or_compare, cfg, number), number)
         comparison.on_job_end(cfg, SimpleNamespace(_return_value=found, overrides=overrides))
     assert capsys.readouterr().err.startswith(f"error: job 1: {tmp_path}/nowhere does not exist")
     cfg.out = str(tmp_path / "compare")
