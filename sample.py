@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from ebm import check, composition
 from ebm.data import given_images, scaled
 from ebm.evaluation import figures, restoration
-from ebm.evaluation.sheets import Samples, write_samples
+from ebm.evaluation.sample_files import Samples, write_samples
 from ebm.running import checkpoint, trained
 from ebm.running.cli import one_line_errors, output_folder, pick_device
-from ebm.sampling.chains import chain_generators, uniform_noise
-from ebm.sampling.drawing import Chains, chosen_chains, chosen_labels
+from ebm.sampling.chains import Chains, chain_generators, chosen_chains, chosen_labels, uniform_noise
 
 # Without steps=: what restored 128 held-out training digits best with the weights that ship; denoise has its own.
 STEPS = {"noise": 256, "buffer": 256, "images": 256, "inpaint": 100, "sharpen": 80, "interpolate": 60}
@@ -40,7 +39,7 @@ def launch(cfg: DictConfig) -> None:
     given: Any = OmegaConf.to_container(cfg.sampler, resolve=True)
     sampler, device = trained.sampler_of(state, given), pick_device(cfg.device)
     energy = composed_energy(cfg, state).to(device)
-    chains = Chains(sampler, cfg.seed, cfg.batch_size, cfg.frames, device)
+    chains = Chains(sampler.trace, cfg.seed, cfg.batch_size, cfg.frames, device)
     if cfg.init in ("inpaint", "denoise", "sharpen"):
         samples = restore_images(cfg, state, chains, energy, levels)
     elif cfg.init == "interpolate":

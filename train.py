@@ -32,7 +32,7 @@ from ebm.evaluation import features
 from ebm.files import write_whole
 from ebm.running import checkpoint, cli, maintenance, resume, sweep, telemetry, tracking
 from ebm.running.ranks import Ranks
-from ebm.running.training import Training, check_settings, default_generator
+from ebm.running.state import Training, check_settings, default_generator
 from ebm.sampling.buffer import ReplayBuffer
 
 

@@ -79,11 +79,16 @@ class Loss:
         y_data: Tensor | None = None,
         y_model: Tensor | None = None,
     ) -> tuple[Tensor, Logs]:
-        """(loss, logs) of data and negatives (B, *shape), with labels y (B,) or without. The logs are detached scalars,
-        `loss` among them, and `e_model` (B,), E of the negatives."""
+        """(loss, logs) of data and negatives (B, *shape), with labels y (B,) or without.
+
+        The logs are detached scalars: `loss`, the mean scores −E, `score_real` and `score_fake`, their difference
+        `cd`, what the terms say; and `e_model` (B,), E of the negatives.
+        """
         batch = Batch.of(energy, x_data, x_model, y_data, y_model)
         loss, logs = self.of(batch, generator)
-        return loss, {name: value.detach() for name, value in (logs | {"loss": loss, "e_model": batch.e_model}).items()}
+        mean_data, mean_model = batch.e_data.mean(), batch.e_model.mean()
+        logs |= {"loss": loss, "cd": mean_data - mean_model, "score_real": -mean_data, "score_fake": -mean_model}
+        return loss, {name: value.detach() for name, value in (logs | {"e_model": batch.e_model}).items()}
 
 
 class Sum(Loss):
@@ -113,18 +118,16 @@ class ContrastiveDivergence(Loss):
 
     The first two terms' gradient is that of the negative log-likelihood when the negatives follow the model
     (Hinton 2002); the third, `alpha` ≥ 0, keeps the energies' magnitude small (Du & Mordatch 2019, section 3.3).
-    Logs `cd` and `energy_l2`, which sum to it, and mean scores −E, `score_real` and `score_fake`.
+    Logs the third, `energy_l2`; the first two are `cd`, which every loss logs.
     """
 
     def __init__(self, alpha: float = 0.1) -> None:
         self.alpha = check.number("loss.contrastive_divergence.alpha", alpha, 0)
 
     def of(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        mean_data, mean_model = batch.e_data.mean(), batch.e_model.mean()
-        cd = mean_data - mean_model
+        cd = batch.e_data.mean() - batch.e_model.mean()
         energy_l2 = self.alpha * (batch.e_data.square().mean() + batch.e_model.square().mean())
-        logs = {"cd": cd, "energy_l2": energy_l2, "score_real": -mean_data, "score_fake": -mean_model}
-        return cd + energy_l2, logs
+        return cd + energy_l2, {"energy_l2": energy_l2}
 
 
 class Classification(Loss):

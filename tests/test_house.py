@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
@@ -84,6 +85,13 @@ def test_the_readme_shows_the_training_step():
     body = textwrap.dedent(source.split('"""')[2]).strip()
     shown = body[: body.index("run.optimizer.step()\n") + len("run.optimizer.step()\n")]
     assert f"```python\n{shown}```" in (ROOT / "README.md").read_text()
+
+
+def test_no_link_of_a_page_leads_nowhere():
+    pages = [ROOT / "README.md", *(page for part in ("conf", "ebm", "tests") for page in (ROOT / part).rglob("*.md"))]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert (page.parent / link).exists(), (page, link)
 
 
 def test_the_public_face():

@@ -18,7 +18,7 @@ from ebm.energies import ConvEnergy
 from ebm.evaluation import figures, outliers
 from ebm.evaluation.restoration import hidden_pixels
 from ebm.files import image_files, opened, read_image
-from ebm.running import checkpoint, named
+from ebm.running import allowed, checkpoint
 
 GREY = Dataset("grey", torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
 
@@ -313,7 +313,7 @@ def stripes(channels):
 @pytest.mark.parametrize("channels", [2, 4])
 def test_any_channels_are_trained_sampled_and_evaluated(channels, tmp_path, monkeypatch):
     monkeypatch.setattr("ebm.data.mnist5k", lambda: stripes(channels))
-    monkeypatch.setitem(named.SHIPPED["data"], "ebm.data.mnist5k", lambda: stripes(channels))
+    monkeypatch.setitem(allowed.SHIPPED["data"], "ebm.data.mnist5k", lambda: stripes(channels))
     folder, quiet = tmp_path / "run", ["device=cpu", "wandb.mode=disabled"]
     small = ["energy.hidden=2", "energy.classes=3", "buffer.capacity=48", "sampler.steps=2", "train.batch_size=8"]
     limits = ["train.max_steps=2", "train.sample_steps=4"]

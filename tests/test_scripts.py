@@ -196,6 +196,7 @@ GROUPS = {
         "[contrastive_divergence,classification]": ["energy.classes=10"],
         "[contrastive_divergence,kl]": [],
         "[contrastive_divergence,twins]": ["loss.twins.rotation=90"],
+        "twins": ["loss.twins.flip=0.5", "train.log_every=1"],
     },
     "+ablation": {
         **{name: [] for name in ("none", "kl", "augmented", "informative", "annealed")},

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 import ebm
 from ebm.data import Dataset
 from ebm.evaluation import features, metrics, report
-from ebm.sampling.chains import chain_generators, uniform_noise
-from ebm.sampling.drawing import Chains
+from ebm.sampling.chains import Chains, chain_generators, uniform_noise
 from ebm.sampling.sgld import SGLD
 
 # Settings that no number depends on, or that the protocol has in another form.
@@ -111,7 +110,7 @@ class Evaluation:
 
     def sampled(self, x: Tensor, labels: Tensor | None, steps: int) -> Tensor:
         """Chains `x` after `steps` steps, of these labels or none, on the CPU."""
-        chains = Chains(self.sampler, self.seed, self.batch_size, frames=1, device=self.device)
+        chains = Chains(self.sampler.trace, self.seed, self.batch_size, frames=1, device=self.device)
         return chains.run(self.energies[0], x, steps, labels)[0][-1]
 
     @cached_property

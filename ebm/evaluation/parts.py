@@ -8,9 +8,9 @@ from ebm import check
 from ebm.evaluation.chains import chains
 from ebm.evaluation.classification import classification
 from ebm.evaluation.likelihood import density
+from ebm.evaluation.ood_scores import OTHER_SCORES, ood
 from ebm.evaluation.outliers import keys_of
 from ebm.evaluation.samples import samples
-from ebm.evaluation.scores import OTHER_SCORES, ood
 
 PARTS: dict[str, Callable[..., None]] = {"ood": ood, "samples": samples, "classification": classification}
 PARTS |= {"chains": chains, "densities": density}

@@ -18,8 +18,7 @@ from ebm import check
 from ebm.composition import Observed
 from ebm.evaluation import figures, metrics
 from ebm.files import opened
-from ebm.sampling.chains import Given, chain_generators, uniform_noise
-from ebm.sampling.drawing import Chains
+from ebm.sampling.chains import Chains, Given, chain_generators, uniform_noise
 
 PLACES = ("left", "right", "top", "bottom", "center")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ebm.files import rename, write_whole
-from ebm.running import named, older
+from ebm.running import allowed, old_files
 
 FORMAT = 1
 WEIGHTS = Path(__file__).parents[1] / "weights"  # that ship with the package, each beside its figures
@@ -130,7 +130,7 @@ def load_file(file: Path) -> dict[str, Any]:
     if "buffer" in state:
         state["buffer"].setdefault("labels", torch.zeros_like(state["buffer"]["ages"]))
     try:
-        return older.upgraded(state)
+        return old_files.upgraded(state)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{file} is not a checkpoint of plain-ebm, of no version: {error!r}") from error
 
@@ -264,7 +264,7 @@ def build_energy(state: dict[str, Any], source: str | Path = "checkpoint", modul
     weights = state["energy"]
     largest = max(65536, sum(value.numel() for value in weights.values()))
     try:
-        kind, config = named.energy(state["energy_config"], modules)
+        kind, config = allowed.energy(state["energy_config"], modules)
         sizes = [size for value in config.values() for size in (value if isinstance(value, list) else [value])]
         if any(isinstance(size, int) and size > largest for size in sizes):
             raise ValueError(f"a size in {config} is larger than the number of its weights")

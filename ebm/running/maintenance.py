@@ -17,8 +17,8 @@ from ebm.running import checkpoint, pictures, telemetry
 from ebm.running.cli import Signals
 from ebm.running.ranks import Ranks
 from ebm.running.resume import roll_back
+from ebm.running.state import Loop, Training
 from ebm.running.tracking import Tracker
-from ebm.running.training import Loop, Training
 from ebm.sampling.chains import uniform_noise
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ebm.energies import labels_in_proportion
 from ebm.evaluation import features, figures, metrics
 from ebm.files import whole_files
-from ebm.running.training import Training
+from ebm.running.state import Training
 from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
 
 

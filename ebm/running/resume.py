@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ebm import check
-from ebm.running import checkpoint, named
+from ebm.running import allowed, checkpoint
 from ebm.running.ranks import redistributed
-from ebm.running.training import Training, default_generator
+from ebm.running.state import Training, default_generator
 
 # What may differ when a run is resumed; anything else would make it another run.
 MAY_CHANGE = re.compile(
@@ -38,7 +38,7 @@ def resumed(
         config = dict(given)
     else:
         try:
-            named.check_config(state["config"])
+            allowed.check_config(state["config"])
         except ValueError as error:
             raise ValueError(f"resume={run_dir}: its configuration is refused: {error}") from error
         config = overridden(state["config"], given, overrides)

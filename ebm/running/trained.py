@@ -6,7 +6,7 @@ from typing import Any
 
 from ebm import check
 from ebm.data import Dataset
-from ebm.running import named
+from ebm.running import allowed
 from ebm.running.checkpoint import CheckpointError, input_shape
 from ebm.sampling.sgld import SGLD
 
@@ -19,7 +19,7 @@ def sampler_of(state: Mapping[str, Any], given: Mapping[str, Any]) -> SGLD:
     check.choice("sampler._target_", given.get("_target_", ours), (ours,))
     changes = {key: value for key, value in given.items() if value != "trained" and key != "_target_"}
     try:
-        _, settings = named.shipped("sampler", {"_target_": ours} | state["config"].get("sampler", {}))
+        _, settings = allowed.shipped("sampler", {"_target_": ours} | state["config"].get("sampler", {}))
         return SGLD(**settings | changes)
     except TypeError as error:  # the file names a setting that there is none of
         raise CheckpointError(f"the checkpoint's sampler cannot be built: {error}") from error
@@ -46,7 +46,7 @@ def data_name(state: Mapping[str, Any]) -> str:
 def dataset_of(state: Mapping[str, Any], root: str | None = None) -> Dataset:
     """The data set that a loaded checkpoint was trained on, from the folder `root` (None: where it lay)."""
     try:
-        build, settings = named.shipped("data", data_config(state))
+        build, settings = allowed.shipped("data", data_config(state))
     except ValueError as error:
         raise ValueError(f"the checkpoint was trained on data of its own: give data= ({error})") from error
     lay_in = settings.get("root")

@@ -22,7 +22,7 @@ import evaluate
 from ebm.energies import ConvEnergy, MLPEnergy
 from ebm.evaluation.chains import chains
 from ebm.evaluation.evaluation import Evaluation
-from ebm.evaluation.scores import ood
+from ebm.evaluation.ood_scores import ood
 from ebm.running import checkpoint, sweep, trained
 from ebm.sampling.buffer import ReplayBuffer
 from ebm.sampling.sgld import SGLD

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor  # noqa: F401 — a name that a hostile file can find here
 
 from ebm.energies import ConvEnergy, MLPEnergy
-from ebm.running import checkpoint, named
+from ebm.running import allowed, checkpoint
 from ebm.running.checkpoint import CheckpointError, build_energy, load, load_energy, save, save_run
 from ebm.running.cli import output_folder
 
@@ -389,9 +389,9 @@ def test_a_runs_configuration_names_what_ships_or_lies_in_pythonpath(tmp_path, m
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     monkeypatch.syspath_prepend(str(tmp_path))
-    named.check_config({"seed": 0, "scheduler": {"_target_": "my_own_parts.constant"}})
+    allowed.check_config({"seed": 0, "scheduler": {"_target_": "my_own_parts.constant"}})
     with pytest.raises(ValueError, match=reason):
-        named.check_config({group: value})
+        allowed.check_config({group: value})
 
 
 def test_what_is_no_checkpoint_gets_no_advice_to_trust_it(tmp_path):

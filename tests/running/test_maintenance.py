@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ebm.data import Dataset
 from ebm.running.maintenance import Due, Intervals, Maintenance, what_is_due
 from ebm.running.ranks import Ranks
-from ebm.running.training import Loop
+from ebm.running.state import Loop
 
 SOMETIME = st.integers(1, 7)
 

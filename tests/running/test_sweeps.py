@@ -23,7 +23,7 @@ from test_resume import SMALL, go, images  # noqa: F401
 import train
 from ebm.evaluation import features
 from ebm.running import checkpoint, tracking
-from ebm.running.training import check_settings
+from ebm.running.state import check_settings
 
 FEW = [
     o for o in SMALL if o.partition("=")[0] not in ("wandb.mode", "train.log_every", "sampler.steps", "optimizer.lr")
