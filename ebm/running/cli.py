@@ -51,9 +51,10 @@ RENAMED = {
 def refuse_old_names(arguments: Iterable[str]) -> None:
     """ValueError for a key=value that has another name now, with the new one."""
     for argument in arguments:
-        key = argument.partition("=")[0].lstrip("+~")
+        key, _, value = argument.lstrip("+~").partition("=")
+        given = {key, *(f"{key}={choice}" for choice in value.strip("[]").split(","))}  # of a sweep there are several
         for old, new in RENAMED.items():
-            if old in (key, argument.lstrip("+~")) or key.startswith(f"{old}."):
+            if old in given or key.startswith(f"{old}."):
                 raise ValueError(f"{old} is now {new}" if new else f"{old} is no more: leave it out")
 
 

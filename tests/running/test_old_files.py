@@ -48,9 +48,8 @@ def test_old_names_are_refused_with_the_new(old):
     argument = old if "=" in old else f"{old}=1"
     with pytest.raises(ValueError, match=r"is now|is no more"):
         refuse_old_names(["seed=1", f"++{argument}"])
-    if "=" not in old:
-        with pytest.raises(ValueError, match=r"is now|is no more"):
-            refuse_old_names([f"{old}.weight=1"])
+    with pytest.raises(ValueError, match=r"is now|is no more"):  # of a sweep, or within a section
+        refuse_old_names([old.replace("=", "=quick,") if "=" in old else f"{old}.weight=1"])
 
 
 def test_names_of_today_are_not(tmp_path):
