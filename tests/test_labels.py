@@ -24,9 +24,18 @@ from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_nois
 from ebm.sampling.sgld import SGLD
 
 JOINT = [
-    "energy.classes=10", "energy.temperature=0.1", "energy.hidden=4", "sampler.steps=2", "buffer.capacity=40",
-    "train.batch_size=20", "train.max_steps=7", "train.sample_steps=4", "device=cpu", "wandb.mode=disabled",
-]  # fmt: skip
+    "energy.classes=10",
+    "loss=[contrastive_divergence,classification]",
+    "energy.temperature=0.1",
+    "energy.hidden=4",
+    "sampler.steps=2",
+    "buffer.capacity=40",
+    "train.batch_size=20",
+    "train.max_steps=7",
+    "train.sample_steps=4",
+    "device=cpu",
+    "wandb.mode=disabled",
+]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -89,10 +98,14 @@ def test_energies_by_hand(kind, temperature):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    classes=st.integers(2, 20), chains=st.integers(1, 40), labelled=st.booleans(), seed=st.integers(0, 99),
-    threads=st.integers(1, 3), kind=st.sampled_from([ConvEnergy, ResNetEnergy, MLPEnergy]),
+    classes=st.integers(2, 20),
+    chains=st.integers(1, 40),
+    labelled=st.booleans(),
+    seed=st.integers(0, 99),
+    threads=st.integers(1, 3),
+    kind=st.sampled_from([ConvEnergy, ResNetEnergy, MLPEnergy]),
     temperature=st.floats(0.01, 10),
-)  # fmt: skip
+)
 def test_compiled_steps_are_those_of_autograd(classes, chains, labelled, seed, threads, kind, temperature):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -214,15 +227,7 @@ def test_joint_training_keeps_labels_and_is_evaluated(tmp_path):
     samples = {}
     for label in ("7", "all", "any"):
         out = tmp_path / label
-        done = run(
-            "sample.py",
-            f"checkpoint={folder}",
-            f"label={label}",
-            "num_samples=32",
-            "steps=3",
-            f"out={out}",
-            "device=cpu",
-        )
+        done = run("sample.py", f"checkpoint={folder}", f"label={label}", "num_samples=32", "steps=3", f"out={out}")
         assert done.returncode == 0, done.stderr
         samples[label] = np.load(out / "samples.npz")
     sampler = SGLD(**{k: v for k, v in checkpoint.load(folder)["config"]["sampler"].items() if k != "_target_"})

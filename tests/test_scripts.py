@@ -230,9 +230,14 @@ def test_every_config_trains_two_steps(group, option, tmp_path, request):
     arguments = [argument.format(**values) for argument in extra]
     path = tmp_path / "run"
     result = run(
-        "train.py", f"{group}={option}", *small, *arguments, "train.max_steps=2", "wandb.mode=disabled",
+        "train.py",
+        f"{group}={option}",
+        *small,
+        *arguments,
+        "train.max_steps=2",
+        "wandb.mode=disabled",
         f"hydra.run.dir={path}",
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr
     assert load(path)["step"] == 2
     shape = load(path)["energy_config"]["shape"]
@@ -244,16 +249,34 @@ def test_training_options_together(tmp_path):
     """KL term, twins, augmented chains from class means, annealed steps, warm-up; a residual net."""
     path = tmp_path / "run"
     result = run(
-        "train.py", "energy=resnet", "energy.width=2", "energy.spectral_norm=true",
-        "energy.scales=2", "loss=[contrastive_divergence,kl,twins]", "loss.contrastive_divergence.alpha=0",
-        "loss.kl.steps=2", "loss.twins.weight=0.5", "loss.twins.rotation=90", "loss.twins.flip=0.5",
-        "buffer.init=class_means", "buffer.reinit_probability=0", "buffer.capacity=16", "train.batch_size=16",
-        "buffer.augment.probability=0.5", "sampler.steps=5", "sampler.final_step_size=5",
+        "train.py",
+        "energy=resnet",
+        "energy.width=2",
+        "energy.spectral_norm=true",
+        "energy.scales=2",
+        "loss=[contrastive_divergence,kl,twins]",
+        "loss.contrastive_divergence.alpha=0",
+        "loss.kl.steps=2",
+        "loss.twins.weight=0.5",
+        "loss.twins.rotation=90",
+        "loss.twins.flip=0.5",
+        "buffer.init=class_means",
+        "buffer.reinit_probability=0",
+        "buffer.capacity=16",
+        "train.batch_size=16",
+        "buffer.augment.probability=0.5",
+        "sampler.steps=5",
+        "sampler.final_step_size=5",
         "sampler.final_noise_std=0.001",
-        "train.warmup_steps=4", "optimizer.lr=1e-3", "scheduler=exponential",
-        "train.max_steps=6", "train.log_every=1", "train.sample_steps=8", "wandb.mode=disabled",
+        "train.warmup_steps=4",
+        "optimizer.lr=1e-3",
+        "scheduler=exponential",
+        "train.max_steps=6",
+        "train.log_every=1",
+        "train.sample_steps=8",
+        "wandb.mode=disabled",
         f"hydra.run.dir={path}",
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr
     logged = [line for line in records(path) if "train/lr" in line]
     assert [line["train/lr"] for line in logged] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
@@ -268,10 +291,21 @@ def test_training_options_together(tmp_path):
 def test_a_run_starts_from_weights_that_ship_and_moves_a_part_of_its_chains(tmp_path):
     path = tmp_path / "run"
     result = run(
-        "train.py", *TINY, "energy.hidden=32", "initial_weights=mnist", "train.chains=4", "buffer.policy=fifo",
-        "buffer.reinit_probability=0.5", "buffer.initial=16", "train.max_steps=40", "train.save_every_steps=10",
-        "train.keep=9", "train.log_every=1", "wandb.mode=disabled", f"hydra.run.dir={path}",
-    )  # fmt: skip
+        "train.py",
+        *TINY,
+        "energy.hidden=32",
+        "initial_weights=mnist",
+        "train.chains=4",
+        "buffer.policy=fifo",
+        "buffer.reinit_probability=0.5",
+        "buffer.initial=16",
+        "train.max_steps=40",
+        "train.save_every_steps=10",
+        "train.keep=9",
+        "train.log_every=1",
+        "wandb.mode=disabled",
+        f"hydra.run.dir={path}",
+    )
     assert result.returncode == 0, result.stderr
     first, ours = load(path / "checkpoints/step_000000.pt"), load("mnist")["energy"]
     assert all(torch.equal(value, ours[key]) for key, value in first["energy"].items())
@@ -411,9 +445,14 @@ def test_sample_from_buffer_and_from_images(run_dir, tmp_path):
 
 def test_denoise_published_weights_gain_psnr(published, data_root, tmp_path):
     result = run(
-        "sample.py", f"checkpoint={published}", "init=denoise", "num_samples=16", "steps=30",
-        f"data.root={data_root}", f"out={tmp_path}",
-    )  # fmt: skip
+        "sample.py",
+        f"checkpoint={published}",
+        "init=denoise",
+        "num_samples=16",
+        "steps=30",
+        f"data.root={data_root}",
+        f"out={tmp_path}",
+    )
     assert result.returncode == 0, result.stderr
     line = next(line for line in result.stdout.splitlines() if line.startswith("σ 0.3"))
     noisy, median, bilateral, restored = map(float, line.split()[2:])
@@ -455,9 +494,14 @@ def test_example_images_stand_over_their_own_scores(run_dir, tmp_path, monkeypat
     drawn, draw = [], figures.scored_images
     monkeypatch.setattr(figures, "scored_images", lambda *what: (drawn.extend(what), draw(*what)))
     result = run(
-        "evaluate.py", f"checkpoint={run_dir}", "evaluation=scores", "ood.sets=[constant,tiny]", "bootstrap=2",
-        "wandb.mode=disabled", f"out={tmp_path / 'out'}",
-    )  # fmt: skip
+        "evaluate.py",
+        f"checkpoint={run_dir}",
+        "evaluation=scores",
+        "ood.sets=[constant,tiny]",
+        "bootstrap=2",
+        "wandb.mode=disabled",
+        f"out={tmp_path / 'out'}",
+    )
     assert result.returncode == 0, result.stderr
     _, pictures, scores = drawn
     assert set(pictures) == {"test", "constant", "tiny"}

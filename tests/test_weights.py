@@ -42,11 +42,19 @@ def test_their_figures_are_found_again(name, data_root, tmp_path):
     data = "fashion_mnist" if name.startswith("fashion_mnist") else "mnist"
     samples = "samples," if data == "mnist" else ""  # another classifier would take a minute to train
     result = run(
-        "evaluate.py", f"checkpoint={name}", f"data={data}", f"data.root={data_root}", f"out={tmp_path / 'out'}",
-        f"evaluation.parts=[ood,{samples}classification]", "ood.scores=[]",
+        "evaluate.py",
+        f"checkpoint={name}",
+        f"data={data}",
+        f"data.root={data_root}",
+        f"out={tmp_path / 'out'}",
+        f"evaluation.parts=[ood,{samples}classification]",
+        "ood.scores=[]",
         "ood.sets=[rotated90,halves,mnist,fashion_mnist]",
-        "samples.count=256", "samples.steps=[64]", "bootstrap=2", "wandb.mode=disabled",
-    )  # fmt: skip
+        "samples.count=256",
+        "samples.steps=[64]",
+        "bootstrap=2",
+        "wandb.mode=disabled",
+    )
     assert result.returncode == 0, result.stderr
     numbers = json.loads((tmp_path / "out/metrics.json").read_text())
     assert numbers["protocol"]["data"] == beside["protocol"]["data"]

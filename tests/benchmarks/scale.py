@@ -94,8 +94,10 @@ if len(sys.argv) > 1:
 with Ranks() as ranks:
     if ranks.first:
         print(f"{ranks.size} ranks, {torch.get_num_threads()} threads each, {os.cpu_count()} cores")
-        print("| network | image | K | batch | MFLOP forward | ms a step | µs an image and SGLD step | GFLOP/s |"
-              " GiB by the formula | peak so far |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+        print(
+            "| network | image | K | batch | MFLOP forward | ms a step | µs an image and SGLD step | GFLOP/s |"
+            " GiB by the formula | peak so far |\n|---|---|---|---|---|---|---|---|---|---|"
+        )
     for kind, shape, k, batch in MEASURED:
         energy = kind(shape).to(memory_format=torch.channels_last)
         flops = forward_flops(energy, shape)
@@ -105,6 +107,9 @@ with Ranks() as ranks:
         if ranks.first:
             memory = gibibytes(energy, shape, batch // ranks.size, 8192 // ranks.size)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # torch itself: 0.4
-            print(f"| {name} | {'×'.join(map(str, shape))} | {k} | {batch} | {flops / 1e6:.1f} | {1000 * seconds:.0f} "
-                  f"| {1e6 * seconds / batch / (k + 3):.1f} | {rate / 1e9:.0f} | {memory:.2f} "
-                  f"| {peak:.2f} |", flush=True)  # fmt: skip
+            print(
+                f"| {name} | {'×'.join(map(str, shape))} | {k} | {batch} | {flops / 1e6:.1f} | {1000 * seconds:.0f} "
+                f"| {1e6 * seconds / batch / (k + 3):.1f} | {rate / 1e9:.0f} | {memory:.2f} "
+                f"| {peak:.2f} |",
+                flush=True,
+            )

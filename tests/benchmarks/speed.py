@@ -268,8 +268,10 @@ def main():
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
-    result = {"machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-              f"torch {torch.__version__}"}  # fmt: skip
+    result = {
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
+    }
     print(result["machine"])
     for batch in (128, 512):
         result[f"sampling, batch {batch}"] = sampling(batch, given.rounds)

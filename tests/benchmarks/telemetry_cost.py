@@ -34,5 +34,7 @@ def milliseconds(call: Callable[[], object], times: int) -> float:
 step = milliseconds(lambda: loss(energy, x, sampler(energy, x, generator), generator)[0].backward(), 10)
 each = milliseconds(lambda: telemetry.fresh_scores(x[:, 0, 0, 0], ages), 200)
 read = milliseconds(lambda: telemetry.chain_statistics(sampler, energy, buffer, x, x), 30)
-print(f"training step {step:.1f} ms; telemetry {each:.3f} ms a step and {read:.2f} ms every {LOG_EVERY} steps: "
-      f"{(each + read / LOG_EVERY) / step:.2%}")  # fmt: skip
+print(
+    f"training step {step:.1f} ms; telemetry {each:.3f} ms a step and {read:.2f} ms every {LOG_EVERY} steps: "
+    f"{(each + read / LOG_EVERY) / step:.2%}"
+)

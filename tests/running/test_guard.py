@@ -174,9 +174,16 @@ def test_state_round_trip():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"action": "panic"}, {"max_rollbacks": -1}, {"lr_factor": 0}, {"patience": 0}, {"score_gap": "much"},
-     {"warmup_steps": 1.5}, {"fresh_chains": float("nan")}],
-)  # fmt: skip
+    [
+        {"action": "panic"},
+        {"max_rollbacks": -1},
+        {"lr_factor": 0},
+        {"patience": 0},
+        {"score_gap": "much"},
+        {"warmup_steps": 1.5},
+        {"fresh_chains": float("nan")},
+    ],
+)
 def test_refuses_settings_out_of_range(bad):
     with pytest.raises(ValueError, match=f"guard.{next(iter(bad))} must be"):
         Guard(**bad)

@@ -403,8 +403,15 @@ def test_a_second_signal_ends_at_once(tmp_path, images):
 
 
 def test_slurms_signal_saves_and_goes_on(tmp_path, images):
-    process = child(tmp_path / "run", *SMALL, images, "train.max_steps=100000", "train.validate_every_epochs=100000",
-                    "train.save_every_steps=null", "train.log_every=1")  # fmt: skip
+    process = child(
+        tmp_path / "run",
+        *SMALL,
+        images,
+        "train.max_steps=100000",
+        "train.validate_every_epochs=100000",
+        "train.save_every_steps=null",
+        "train.log_every=1",
+    )
     last, metrics = tmp_path / "run/checkpoints/last.pt", tmp_path / "run/metrics.jsonl"
     while not metrics.exists() or not metrics.read_text():
         time.sleep(0.01)

@@ -78,8 +78,15 @@ def assert_two_jobs(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, images) -> tuple[Path, int]:  # noqa: F811
     folder = tmp_path_factory.mktemp("sweep")
-    return folder, sweep(folder, images, "optimizer.lr=1e-3,10,2e-3", "guard.warmup_steps=0", "guard.action=stop",
-                         "guard.patience=1", "wandb.checkpoint=true")  # fmt: skip
+    return folder, sweep(
+        folder,
+        images,
+        "optimizer.lr=1e-3,10,2e-3",
+        "guard.warmup_steps=0",
+        "guard.action=stop",
+        "guard.patience=1",
+        "wandb.checkpoint=true",
+    )
 
 
 def test_a_sweep_and_its_summary(swept):
@@ -236,8 +243,17 @@ def test_the_script_that_slurm_gets(tmp_path, images, monkeypatch):  # noqa: F81
     assert sweep(tmp_path / "sweep", images, *overrides) == 0
     assert_two_jobs(tmp_path / "sweep")
     lines = (tmp_path / "script").read_text().splitlines()
-    for option in ("partition=gpu", "gpus-per-node=1", "array=0-1%2", "time=240", "signal=USR2@120", "requeue",
-                   "open-mode=append", "cpus-per-task=8", "mem=32GB"):  # fmt: skip
+    for option in (
+        "partition=gpu",
+        "gpus-per-node=1",
+        "array=0-1%2",
+        "time=240",
+        "signal=USR2@120",
+        "requeue",
+        "open-mode=append",
+        "cpus-per-task=8",
+        "mem=32GB",
+    ):
         assert f"#SBATCH --{option}" in lines, lines
 
 
@@ -311,8 +327,10 @@ def test_the_command_line_of_a_wandb_sweep():
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     file = yaml.safe_load((ROOT / "conf/wandb_sweep.yaml").read_text())
-    values = {key: {"value": range_["values"][0] if "values" in range_ else range_["min"]}
-              for key, range_ in file["parameters"].items()}  # fmt: skip
+    values = {
+        key: {"value": range_["values"][0] if "values" in range_ else range_["min"]}
+        for key, range_ in file["parameters"].items()
+    }
     arguments = create_sweep_command_args({"args": values})["args_no_hyphens"]
     command = create_sweep_command(list(file["command"]))
     assert command[:3] == ["${env}", "${interpreter}", "${program}"] and command[-1] == "${args_no_hyphens}"
