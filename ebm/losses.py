@@ -1,5 +1,6 @@
 """Losses: (energy, x_data, x_model, generator) → (scalar, {name: scalar}). A training's is a sum of named terms."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,15 +61,15 @@ class Batch:
         return cls(module, x_data, x_model, y_data, y_model, e_data, e_model, logits)
 
 
-class Loss:
+class Loss(ABC):
     """A term of the loss, or their sum."""
 
-    def check(self, shape: Sequence[int], classes: int | None) -> None:
+    def check(self, shape: Sequence[int], classes: int | None) -> None:  # noqa: B027 — most take any
         """ValueError where it has no meaning for data of this shape or an energy with these classes."""
 
+    @abstractmethod
     def of(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """(value, what is logged besides)."""
-        raise NotImplementedError
 
     def __call__(
         self,
