@@ -99,6 +99,8 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
             run.loop.seconds += time.perf_counter() - started
         if due.done:
             tracker.end(cfg.objective)
+    if ranks.first and run.guard.rollbacks:
+        print(f"guard        {len(run.guard.rollbacks)} rollbacks: try a lower optimizer.lr or more sampler.steps")
     if ranks.first and due.done:
         tracking.print_whereabouts(Path(__file__), run_dir, maintain.pictures, tracker)
     elif ranks.first:

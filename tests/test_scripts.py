@@ -694,7 +694,7 @@ def test_readme_data_and_energy_of_ones_own(tmp_path):
     (tmp_path / "mine.py").write_text(readme_block("python", "def stripes"))
     for group, name, text in [
         ("data", "stripes", "_target_: mine.stripes\n"),
-        ("energy", "quadratic", "_target_: mine.Quadratic\nscale: 0.5\n"),
+        ("energy", "shallow", "_target_: mine.Shallow\nhidden: 8\n"),
     ]:
         (tmp_path / group).mkdir()
         (tmp_path / group / f"{name}.yaml").write_text(text)
@@ -704,7 +704,7 @@ def test_readme_data_and_energy_of_ones_own(tmp_path):
         "--config-dir",
         str(tmp_path),
         "data=stripes",
-        "energy=quadratic",
+        "energy=shallow",
     ]
     command += [
         "device=cpu",
@@ -719,8 +719,8 @@ def test_readme_data_and_energy_of_ones_own(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     state = load(tmp_path / "run")
-    assert state["energy_config"] == {"_target_": "mine.Quadratic", "scale": 0.5, "shape": [1, 16, 16]}
-    assert state["energy"]["mean"].abs().max() > 0
+    assert state["energy_config"] == {"_target_": "mine.Shallow", "hidden": 8, "shape": [1, 16, 16]}
+    assert state["energy"]["layers.3.weight"].shape == (1, 8 * 8 * 8)
 
 
 @pytest.mark.parametrize(
