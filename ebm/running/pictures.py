@@ -10,7 +10,7 @@ from ebm.energies import labels_in_proportion
 from ebm.evaluation import features, figures, metrics
 from ebm.files import whole_files
 from ebm.running.state import Training
-from ebm.sampling.chains import chain_generators, trace_in_batches, uniform_noise
+from ebm.sampling.chains import Chains, chain_generators, uniform_noise
 
 
 def validation_scores(
@@ -88,10 +88,8 @@ def frechet(training: Training, steps: int, seed: int, batch_size: int, cache: s
     dataset, device = training.dataset, training.device
     count = min(256, len(dataset.test))
     start = uniform_noise((count, *dataset.shape), chain_generators(seed + 1, count))
-    generators = chain_generators(seed, count, device)
-    labels = labels_in_proportion(training.energy, count)
-    how = (generators, batch_size, steps, steps, labels)
-    x = trace_in_batches(training.sampler.trace, training.energy, start, *how)[-1]
+    chains = Chains(training.sampler.trace, seed, batch_size, frames=1, device=device)
+    trace, _ = chains.run(training.energy, start, steps, labels_in_proportion(training.energy, count))
     classifier, _ = features.cached_classifier(dataset, cache, device)
-    of_test, of_samples = (features.features_of(classifier, images, device=device) for images in (dataset.test, x))
-    return metrics.frechet(of_test, of_samples)
+    of_test = features.features_of(classifier, dataset.test, device=device)
+    return metrics.frechet(of_test, features.features_of(classifier, trace[-1], device=device))
