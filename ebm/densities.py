@@ -109,14 +109,16 @@ def density(name: str) -> GaussianMixture | Checkerboard:
     return GaussianMixture(torch.cat(arms), (0.02 + 0.04 * t).repeat(5))
 
 
-def dataset(name: str, train_size: int = 50_000, test_size: int = 10_000, seed: int = 0) -> Dataset:
-    """Exact samples (N, 2) of `density(name)` as a data set; its `log_prob` is the density's."""
-    for key, value, least in (("train_size", train_size, 1), ("test_size", test_size, 1), ("seed", seed, 0)):
+def dataset(
+    name: str, train_size: int = 50_000, test_size: int = 10_000, seed: int = 0, hold_out: int | str | None = None
+) -> Dataset:
+    """Exact samples (N, 2) of `density(name)` as a data set; its `log_prob` is the density's. `hold_out` as there."""
+    for key, value, least in (("train_size", train_size, 2), ("test_size", test_size, 1), ("seed", seed, 0)):
         check.number(f"data.{key}", value, least, integer=True)
     check.memory(f"data.train_size={train_size} with data.test_size={test_size}", 64 * (train_size + test_size))
     truth = density(name)
     x = truth.sample(train_size + test_size, torch.Generator().manual_seed(seed)).clamp(-1, 1)
-    return Dataset(name, x[:train_size], x[train_size:], log_prob=truth.log_prob)
+    return Dataset(name, x[:train_size], x[train_size:], log_prob=truth.log_prob, hold_out=hold_out)
 
 
 def midpoints(cells: int) -> Tensor:
