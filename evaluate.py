@@ -64,7 +64,7 @@ def evaluate(cfg: DictConfig, number: int | None = None) -> Path:
     name = settings["evaluation"]["name"]
     out = folder_of(settings["out"], paths[0], name, number)
     sampler = trained.sampler_of(state, settings["sampler"])
-    shared = {key: settings[key] for key in ("seed", "bootstrap", "batch_size", "cache")}
+    shared = {key: settings[key] for key in ("seed", "bootstrap", "batch_size", "judge", "cache")}
     arguments = arguments_of(settings, state)
     with whole_files(out) as aside:
         ev = Evaluation(energies, dataset, sampler, aside, device, **shared)

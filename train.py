@@ -110,8 +110,8 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
 
 
 def maintenance_settings(config: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
-    names = ("sample_steps", "eval_batch_size", "keep")
-    settings = {name: config["train"][name] for name in names} | {"seed": config["seed"], "cache": config["cache"]}
+    settings = {name: config["train"][name] for name in ("sample_steps", "eval_batch_size", "keep")}
+    settings |= {name: config[name] for name in ("seed", "judge", "cache")}
     settings["with_frechet"] = config["objective"] == "frechet"
     settings["pictures_left"] = bool(state and state.get("pictures_due"))
     return settings
@@ -176,10 +176,10 @@ def build_dataset(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str,
     if cfg.data._target_ is None:
         raise ValueError("data=trained is for sample.py and evaluate.py: give a data set to train on")
     dataset: Dataset = ranks.first_then_others(lambda: instantiate(cfg.data))
-    if cfg.objective == "frechet" and not (features.has_classes(dataset) and len(dataset.test) > 1):
+    if cfg.objective == "frechet" and not (features.judge_of(dataset, cfg.judge) and len(dataset.validation) > 1):
         raise ValueError(
-            "objective=frechet needs images with labels of two classes or more, for its features come from their "
-            f"classifier, and two test images or more; data set {dataset.name} lacks them"
+            "objective=frechet needs a judge, one that ships or of images with labels of two classes or more, and two "
+            f"validation images or more; data set {dataset.name} lacks them"
         )
     if state and "data_hashes" in state:  # older files have none
         hashes = features.data_hashes(dataset)

@@ -34,7 +34,7 @@ def chains(ev: Evaluation, count: int, steps: int, rhat: float) -> None:
     told = "tell of one law: a" if steady else "do not tell of one law: no"
     notes = [f"{count} chains each, {steps} steps; R̂ and ESS of the energy in the second half"]
     notes.append(f"chains from noise and from data {told} steady state of the sampler within these steps")
-    if features.has_classes(ev.dataset):
+    if features.judge_of(ev.dataset, ev.judge):
         classifier, _ = ev.classifier
         before = metrics.in_batches(classifier, snapshots[0][count:], **ev.how).argmax(dim=1)
         after = metrics.in_batches(classifier, snapshots[steps][count:], **ev.how).argmax(dim=1)

@@ -32,7 +32,8 @@ class Evaluation:
     device      that the energies lie on
     bootstrap   resamples for the 95 % intervals, >= 2
     batch_size  images at once; it changes memory and time, not one number
-    cache       folder of trained classifiers; None for plain-ebm in the user's cache folder
+    judge       of those that ship (`features.SHIPPED`); None for the data set's
+    cache       folder of judges that are trained here; None for plain-ebm in the user's cache folder
     """
 
     energies: list[nn.Module]
@@ -43,6 +44,7 @@ class Evaluation:
     seed: int = 0
     bootstrap: int = 200
     batch_size: int = 256
+    judge: str | None = None
     cache: str | None = None
     numbers: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -115,7 +117,8 @@ class Evaluation:
 
     @cached_property
     def classifier(self) -> tuple[features.Classifier, dict[str, Any]]:
-        return features.cached_classifier(self.dataset, self.cache, self.device)
+        """The judge, and what it is."""
+        return features.judge(self.dataset, self.judge, self.cache, self.device)
 
 
 def protocol(
@@ -137,5 +140,5 @@ def protocol(
     versions = {"plain-ebm": ebm.__version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in PACKAGES}
     made = {"sampler": sampler, "weights": weights, "step": step, "class_shares": class_shares, "data": data}
-    on = {"classifier": judge, "device": ev.device.type, "threads": torch.get_num_threads(), "versions": versions}
+    on = {"judge": judge, "device": ev.device.type, "threads": torch.get_num_threads(), "versions": versions}
     return kept | made | on

@@ -25,7 +25,7 @@ SHIPPED: dict[str, tuple[tuple[int, int, int], str]] = {
     "cifar10": ((3, 32, 32), ""),
 }
 JUDGE_OF = {"mnist5k": "mnist", "MNIST": "mnist", "FashionMNIST": "fashion_mnist", "CIFAR10": "cifar10"}
-OWN = "a block a level, 5 epochs or 100 steps, seed 0"  # the classifier of a data set for which none ships
+OWN = "a block a level, 5 epochs or 100 steps, seed 0"  # the judge of a data set for which none ships
 
 
 def data_hash(dataset: Dataset) -> str:
@@ -186,9 +186,12 @@ def judge(
     check.that(
         found, f"data set {dataset.name} has no judge: none ships, and it lacks images with labels of two classes"
     )
+    labels = dataset.validation_labels
+    if labels is None:
+        raise ValueError(f"data set {dataset.name}: its validation images have no labels for its judge")
     net = own_classifier(dataset, cache, device)
     predicted = in_batches(net, dataset.validation, device=device).argmax(dim=1)
-    accuracy = float((predicted == dataset.validation_labels).double().mean())
+    accuracy = float((predicted == labels).double().mean())
     return net, {"name": "own", "recipe": OWN, "weights": weights_hash(net.state_dict()), "accuracy": accuracy}
 
 

@@ -12,7 +12,7 @@ from ebm import check
 from ebm.evaluation import figures
 from ebm.files import whole_files
 
-COMPARED = ("auroc", "frechet", "kid", "class_entropy", "kl", "nll", "bits_per_dim")  # the panels of a comparison
+COMPARED = ("auroc", "frechet", "kernel", "class_entropy", "kl", "nll", "bits_per_dim")  # the panels of a comparison
 STYLE = Path(__file__).with_name("report.css").read_text()
 
 

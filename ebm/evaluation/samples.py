@@ -1,4 +1,4 @@
-"""The part `samples`: samples against test images in the classifier's features, beside what real images reach."""
+"""The part `samples`: samples against test images in the judge's features, beside what validation images reach."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -19,17 +19,18 @@ FROM = {"": "from noise", "/buffer": "from the buffer"}  # where chains start, b
 def samples(
     ev: Evaluation, count: int, steps: Sequence[int], neighbours: int, buffer: Mapping[str, Tensor] | None = None
 ) -> None:
-    """`count` samples, and as many training images, against the test images.
+    """`count` samples, and as many validation images, against the test images.
 
     steps       numbers of SGLD steps, each a run from noise and one from the buffer
     neighbours  k of precision, recall, density and coverage
     buffer      `chains` (capacity, *shape) and `labels` (capacity,) of the checkpoint's replay buffer, if it has one
     """
     data = ev.dataset
-    if not features.has_classes(data):
-        ev.skipped["samples"] = "features come from a classifier, which needs images with labels of two classes or more"
+    judge = features.judge_of(data, ev.judge)
+    if judge is None:
+        ev.skipped["samples"] = "no judge ships for the data, and they lack images with labels of two classes or more"
         return
-    asked, count = count, min(count, len(data.test), len(data.train))
+    asked, count = count, min(count, len(data.test), len(data.validation))
     if count <= neighbours:
         ev.skipped["samples"] = f"{count} real images are too few for samples.neighbours={neighbours}"
         return
@@ -39,20 +40,20 @@ def samples(
     starts = starts_of_chains(ev, count, buffer)
     # Each number of steps is a run of its own, for samplers that anneal.
     images = {f"{k}{suffix}": ev.sampled(x, labels, k) for suffix, (x, labels) in starts.items() for k in steps}
-    images["real"] = scaled(data.train[ev.chosen(data.train, count)])
-    space = f"classifier-n{count}"
+    images["real"] = scaled(data.validation[ev.chosen(data.validation, count)])
+    space = f"{judge}-n{count}"
     put_distances(ev, space, images, count, neighbours)
     shares = put_classes_and_copies(ev, images, count)
 
     draw_quality(ev, space, count, steps, starts)
     draw_images(ev, steps, images, shares)
-    columns = {"Fréchet": f"frechet/{space}/{{}}", "kernel": f"kid/{space}/{{}}"}
+    columns = {"Fréchet": f"frechet/{space}/{{}}", "kernel": f"kernel/{space}/{{}}"}
     columns |= {name: f"{name}/{space}/{{}}" for name in ("precision", "recall", "density", "coverage")}
     columns |= {"entropy": "class_entropy/{}", "nearest": "nearest/{}", "copies": "copies/{}"}
-    versus = f"{count} samples a line against the {data.name} test images; features: the classifier's, not Inception's."
+    versus = f"{count} samples a line against the {data.name} test images, in the features of the judge, {judge}."
     close = "nearest: median distance to a training image; copies: share of samples nearer than 99 % of the test images"
     rows = {f"{k}{suffix}": [f"{k} steps from {suffix[1:] or 'noise'}"] for suffix in starts for k in steps}
-    rows["real"] = ["training images"]
+    rows["real"] = ["validation images"]
     ev.section("Samples", ["samples"], columns, rows, [versus, close], digits=3, intervals=["Fréchet", "kernel"])
 
 
@@ -78,7 +79,7 @@ def put_distances(ev: Evaluation, space: str, images: Mapping[str, Tensor], coun
     few = min(ev.bootstrap, 100)  # each Fréchet distance takes an eigenvalue problem
     for key, x in images.items():
         fake = features.features_of(classifier, x, **ev.how)
-        ev.put(f"kid/{space}/{key}", *metrics.kernel_distance(as_many, fake, ev.bootstrap, ev.rng()))
+        ev.put(f"kernel/{space}/{key}", *metrics.kernel_distance(as_many, fake, ev.bootstrap, ev.rng()))
         low_high = metrics.frechet_ci95(test, fake, few, ev.rng())
         ev.put(f"frechet/{space}/{key}", metrics.frechet(test, fake), low_high)
         for name, values in metrics.manifold_quality(as_many, fake, neighbours).items():
@@ -86,7 +87,7 @@ def put_distances(ev: Evaluation, space: str, images: Mapping[str, Tensor], coun
 
 
 def put_classes_and_copies(ev: Evaluation, images: Mapping[str, Tensor], count: int) -> dict[str, metrics.Array]:
-    """The numbers of classes, by the classifier, and of distances to the training images. Returns the share (classes,)
+    """The numbers of classes, by the judge, and of distances to the training images. Returns the share (classes,)
     of each class."""
     data, (classifier, info) = ev.dataset, ev.classifier
     real_distances, _ = metrics.nearest(data.test[ev.chosen(data.test, count)], data.train)
@@ -100,19 +101,18 @@ def put_classes_and_copies(ev: Evaluation, images: Mapping[str, Tensor], count: 
         distances = real_distances if key == "real" else metrics.nearest(x, data.train)[0]
         ev.put(f"nearest/{key}", float(np.median(distances)))
         ev.put_mean(f"copies/{key}", (distances < np.quantile(real_distances, 0.01)).astype(float))
-    if "accuracy" in info:
-        ev.put("classifier/accuracy", info["accuracy"])
+    ev.put("judge/accuracy", info["accuracy"])
     return shares
 
 
 def draw_quality(ev: Evaluation, space: str, count: int, steps: Sequence[int], suffixes: Iterable[str]) -> None:
-    curves = {"Fréchet": f"frechet/{space}", "kernel": f"kid/{space}", "recall": f"recall/{space}"}
+    curves = {"Fréchet": f"frechet/{space}", "kernel": f"kernel/{space}", "recall": f"recall/{space}"}
     curves |= {"precision": f"precision/{space}", "class entropy": "class_entropy"}
     panels, floors = {}, {}
     for title, key in curves.items():
         panels[title] = {FROM[end]: {k: ev.triple(f"{key}/{k}{end}") for k in steps} for end in suffixes}
         floors[title] = ev.numbers[f"{key}/real"]
-    caption = f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: training images."
+    caption = f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: validation images."
     ev.draw("quality.png", caption, figures.by_steps, panels, floors)
 
 
@@ -127,6 +127,6 @@ def draw_images(
     pairs = torch.stack([some, scaled(data.train[metrics.nearest(some, data.train)[1]])])
     caption, rows = f"Samples after {shown} steps over their nearest training images.", ["sample", "nearest"]
     ev.draw("nearest.png", caption, figures.labelled_rows, pairs, [""] * len(some), rows)
-    bars = {f"{shown} steps": shares[shown], "real images": shares["real"]}
-    caption = f"Classes of samples after {shown} steps, and of real images."
+    bars = {f"{shown} steps": shares[shown], "validation images": shares["real"]}
+    caption = f"Classes of samples after {shown} steps, and of validation images, by the judge."
     ev.draw("classes.png", caption, figures.histogram, bars, data.class_names)

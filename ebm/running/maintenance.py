@@ -116,7 +116,8 @@ class Maintenance:
     sample_steps: int  # SGLD steps from noise for the pictures
     eval_batch_size: int  # images at once
     keep: int  # numbered checkpoints that stay
-    cache: str | None = None  # folder of the classifier; None: as `features.cached_classifier` has it
+    judge: str | None = None  # of the samples, and the folder of a data set's own: as `features.judge` has them
+    cache: str | None = None
     with_frechet: bool = False  # whether the Fréchet distance of samples is taken at the end
     pictures_left: bool = False  # whether the run was cut off before pictures that were due
 
@@ -241,7 +242,7 @@ class Maintenance:
         self.tracker.log_media(step, due.epoch, self.pictures, energies)
         if due.done and self.with_frechet:
             how = (self.sample_steps, self.seed, self.eval_batch_size)
-            self.tracker.log(step, due.epoch, {"frechet": pictures.frechet(training, *how, self.cache)})
+            self.tracker.log(step, due.epoch, {"frechet": pictures.frechet(training, *how, self.judge, self.cache)})
 
 
 def means_since_last(loop: Loop, chains: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:

@@ -82,7 +82,9 @@ def chain_numbers(energy: nn.Module, trace: Tensor, short: int) -> dict[str, flo
     return numbers
 
 
-def frechet(training: Training, steps: int, seed: int, batch_size: int, cache: str | None) -> float:
+def frechet(
+    training: Training, steps: int, seed: int, batch_size: int, judge: str | None = None, cache: str | None = None
+) -> float:
     """The distance of 256 samples, `steps` steps from noise, to the test images, in the features of the data set's
     classifier: what evaluate.py calls frechet/classifier-n256/STEPS."""
     dataset, device = training.dataset, training.device
@@ -90,6 +92,6 @@ def frechet(training: Training, steps: int, seed: int, batch_size: int, cache: s
     start = uniform_noise((count, *dataset.shape), chain_generators(seed + 1, count))
     chains = Chains(training.sampler.trace, seed, batch_size, frames=1, device=device)
     trace, _ = chains.run(training.energy, start, steps, labels_in_proportion(training.energy, count))
-    classifier, _ = features.cached_classifier(dataset, cache, device)
+    classifier, _ = features.judge(dataset, judge, cache, device)
     of_test = features.features_of(classifier, dataset.test, device=device)
     return metrics.frechet(of_test, features.features_of(classifier, trace[-1], device=device))
