@@ -159,16 +159,16 @@ def images_of(cfg: DictConfig, state: dict[str, Any]) -> Tensor:
 
 
 def source_images(cfg: DictConfig, state: dict[str, Any], generator: torch.Generator) -> Tensor:
-    """Images (N, C, H, W) in [−1, 1] to restore: those of `images=`, or else `num_samples` random test images."""
+    """Images (N, C, H, W) in [−1, 1] to restore: those of `images=`, or else `num_samples` random validation images."""
     shape = checkpoint.input_shape(state)
     check.that(len(shape) == 3, f"init={cfg.init} takes images (channels, height, width), the energy takes {shape}")
     if cfg.images is not None:
         return images_of(cfg, state)
     dataset = trained.dataset_of(state, cfg.data.root) if cfg.data._target_ is None else instantiate(cfg.data)
-    test = trained.check_shape(dataset, state).test
-    if cfg.num_samples > len(test):
-        raise ValueError(f"num_samples must be at most the {len(test)} test images, got {cfg.num_samples}")
-    return scaled(test[torch.randperm(len(test), generator=generator)[: cfg.num_samples]])
+    images = trained.check_shape(dataset, state).validation
+    if cfg.num_samples > len(images):
+        raise ValueError(f"num_samples must be at most the {len(images)} validation images, got {cfg.num_samples}")
+    return scaled(images[torch.randperm(len(images), generator=generator)[: cfg.num_samples]])
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")

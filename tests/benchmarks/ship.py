@@ -1,12 +1,12 @@
 """Make the weights that ship out of a run and its evaluation:
 
-python evaluate.py checkpoint=RUN_DIR data=mnist evaluation=shipped samples.count=256 out=A
-python evaluate.py checkpoint=RUN_DIR data=mnist evaluation=shipped out=B
-python tests/benchmarks/ship.py mnist RUN_DIR A/metrics.json B/metrics.json
+python evaluate.py checkpoint=RUN_DIR data=mnist evaluation=shipped out=A
+python tests/benchmarks/ship.py mnist A/metrics.json RUN_DIR
 
 Writes ebm/weights/mnist.pt, the energy and the configuration it was trained with, and mnist.json: recipe, seed, hash of
 the data and the figures measured, and of a run that started from weights the recipe of these, and of theirs. RUN_DIR
-may be a file of average.py.
+may be a file of average.py. Without it the figures of the card alone are replaced: what ships, measured anew; the card
+of weights that do not ship, as the published ones, is tests/benchmarks/results/NAME.json.
 """
 
 import json
@@ -17,7 +17,17 @@ from typing import Any
 from ebm.evaluation import features
 from ebm.running import checkpoint
 
-name, run, *evaluations = sys.argv[1:]
+name, metrics, *run = sys.argv[1:]
+CARD = checkpoint.WEIGHTS / f"{name}.json"
+numbers = json.loads(Path(metrics).read_text())
+protocol = numbers.pop("protocol")
+figures = {key: value for key, value in numbers.items() if key not in ("checkpoint", "skipped")}
+measured = {"protocol": protocol, "figures": figures}
+if not run:
+    card = CARD if CARD.is_file() else Path(__file__).parent / f"results/{name}.json"
+    kept = json.loads(card.read_text()) if card.is_file() else {}
+    card.write_text(json.dumps(kept | measured, indent=1) + "\n")
+    sys.exit()
 
 
 def before(config: dict[str, Any]) -> dict[str, Any]:
@@ -36,9 +46,7 @@ def before(config: dict[str, Any]) -> dict[str, Any]:
     return {"start": began | {"weights": weights, "steps": its["step"], "config": its["config"]}}
 
 
-state, numbers = checkpoint.load(run), {}
-for file in evaluations:
-    numbers |= json.loads(Path(file).read_text())
+state = checkpoint.load(run[0])
 config = state["config"]
 if "root" in config["data"]:  # a path of this machine
     config["data"]["root"] = "data"
@@ -51,9 +59,7 @@ described = began | {
     "steps": state["step"],
     "training_minutes": round(state["loop"]["seconds"] / 60, 1),
     "rollbacks": state["guard"]["rollbacks"],
-    "protocol": numbers.pop("protocol"),
-    "figures": {key: value for key, value in numbers.items() if key not in ("checkpoint", "skipped")},
 }
 if "mean_of" in state:
     described["mean_of"] = state["mean_of"]
-(checkpoint.WEIGHTS / f"{name}.json").write_text(json.dumps(described, indent=1) + "\n")
+CARD.write_text(json.dumps(described | measured, indent=1) + "\n")

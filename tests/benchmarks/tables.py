@@ -5,8 +5,8 @@ python tests/benchmarks/tables.py --check    exits 1 and names the pages where t
 
 A table is a file results/NAME.json: its columns (key and heading), its rows (key and number or text, which are copied),
 and the command, machine and date that made them. A row with a `card` takes what it does not give from
-ebm/weights/CARD.json. A row with a null waits for its measurement and is left out. `quality_time` comes from
-.readme/quality_time.json, which quality.py writes.
+ebm/weights/CARD.json, or results/CARD.json of weights that do not ship. A row with a null waits for its measurement and
+is left out.
 """
 
 import json
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ebm import load_energy
+from ebm.evaluation import features
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -26,9 +27,10 @@ FIGURES = {  # of a card: key of evaluate.py, digits
     "accuracy": ("classification/accuracy", 4),
     "calibration": ("classification/calibration_error", 4),
     "nll": ("classification/nll", 3),
-    "distance": ("frechet/classifier-n2000/256", 2),
-    "buffer": ("frechet/classifier-n2000/64/buffer", 2),
-    "real": ("frechet/classifier-n2000/real", 2),
+    "distance": ("frechet/{judge}-n2000/256", 2),
+    "kernel": ("kernel/{judge}-n2000/256", 3),
+    "entropy": ("class_entropy/256", 3),
+    "real": ("frechet/{judge}-n2000/real", 2),
     "half": ("auroc/tiny", 3),
     "turned": ("auroc/rotated90", 3),
     "upside_down": ("auroc/rotated", 3),
@@ -39,20 +41,22 @@ WITH_INTERVAL = ("accuracy", "distance")
 
 
 def of_card(name: str) -> dict[str, str]:
-    """What the card of weights that ship says, as the cells of a row."""
-    card = json.loads((ROOT / "ebm/weights" / f"{name}.json").read_text())
-    figures, data = card["figures"], card["recipe"]["data"].get("name", "mnist5k")
-    energy = load_energy(name)
-    kind = {"ConvEnergy": "cnn", "ResNetEnergy": "resnet"}[type(energy).__name__]
-    parameters = sum(parameter.numel() for parameter in energy.parameters())
-    cells = {
-        "what": f"`{name}`",
-        "data": data,
-        "network": f"{kind}, {parameters / 1000:.0f} k",
-        "minutes": str(card["training_minutes"]),
-    }
-    other = "auroc/mnist" if data == "FashionMNIST" else "auroc/fashion_mnist"
+    """What the card of weights says, as the cells of a row."""
+    ships = ROOT / "ebm/weights" / f"{name}.json"
+    card = json.loads((ships if ships.is_file() else RESULTS / f"{name}.json").read_text())
+    figures, judge, cells = card["figures"], card["protocol"]["judge"]["name"], {"what": f"`{name}`"}
+    if "recipe" in card:
+        energy = load_energy(name)
+        kind = {"ConvEnergy": "cnn", "ResNetEnergy": "resnet"}[type(energy).__name__]
+        parameters = sum(parameter.numel() for parameter in energy.parameters())
+        cells |= {
+            "data": card["recipe"]["data"].get("name", "mnist5k"),
+            "network": f"{kind}, {parameters / 1000:.0f} k",
+            "minutes": str(card["training_minutes"]),
+        }
+    other = "auroc/mnist" if judge == "fashion_mnist" else "auroc/fashion_mnist"
     for column, (key, digits) in (FIGURES | {"other": (other, 3)}).items():
+        key = key.format(judge=judge)
         cells[column] = f"{figures[key]:.{digits}f}" if key in figures else ""
         if column in WITH_INTERVAL and cells[column]:
             low, high = figures[f"{key}/ci95"]
@@ -60,34 +64,20 @@ def of_card(name: str) -> dict[str, str]:
     return cells
 
 
-def quality_time() -> dict[str, Any]:
-    """The last point of each run of .readme/quality_time.json."""
-    numbers = json.loads((ROOT / ".readme/quality_time.json").read_text())
+def judges() -> dict[str, Any]:
+    """The judges that ship, from their cards."""
     rows = []
-    for name, (distance, entropy) in (("real digits", numbers["real"]), ("published weights", numbers["published"])):
-        rows.append({"what": name, "step": "", "noise": f"{distance:.1f}", "entropy": f"{entropy:.3f}", "buffer": ""})
-    for name, points in numbers.items():
-        if name in ("real", "published"):
-            continue
-        recipe, _, seed = name.rpartition(" ")
-        last = points[-1]
+    for name in features.SHIPPED:
+        card = json.loads((features.JUDGES / f"{name}.json").read_text())
+        cells = {key: f"{card[key]:.4f}" for key in ("accuracy", "accuracy_validation")}
+        minutes = f"{card['minutes']:.0f}, {card['machine']}"
         rows.append(
-            {
-                "what": f"{recipe}, seed {seed[-1]}",
-                "step": last["step"],
-                "noise": f"{last['noise'][0]:.1f}",
-                "entropy": f"{last['noise'][1]:.3f}",
-                "buffer": f"{last['buffer'][0]:.1f}",
-            }
+            cells
+            | {"name": f"`{name}`", "images": card["images"], "minutes": minutes, "command": f"`{card['command']}`"}
         )
-    headings = ("", "training steps", "distance, from noise", "class entropy", "distance of the buffer's chains")
-    return {
-        "columns": dict(zip(("what", "step", "noise", "entropy", "buffer"), headings, strict=True)),
-        "rows": rows,
-        "command": "python tests/benchmarks/quality.py data MNIST.ckpt quality_time.png NAME=MS:RUN_A,RUN_B,RUN_C …",
-        "date": "2026-11-24",
-        "note": "1,000 samples, 256 steps from noise",
-    }
+    headings = ("`judge=`", "learned from", "accuracy, test", "validation", "minutes", "made by")
+    keys = ("name", "images", "accuracy", "accuracy_validation", "minutes", "command")
+    return {"columns": dict(zip(keys, headings, strict=True)), "rows": rows, "note": "CIFAR-10 as JPEG files"}
 
 
 def origin(table: dict[str, Any]) -> str:
@@ -103,7 +93,7 @@ def origin(table: dict[str, Any]) -> str:
 
 def rendered(name: str) -> str:
     """The table as Markdown, its origin below it."""
-    table = quality_time() if name == "quality_time" else json.loads((RESULTS / f"{name}.json").read_text())
+    table = judges() if name == "judges" else json.loads((RESULTS / f"{name}.json").read_text())
     columns = table["columns"]
     lines = ["| " + " | ".join(columns.values()) + " |", "|---" * len(columns) + "|"]
     for row in table["rows"]:
