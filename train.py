@@ -112,7 +112,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
 def maintenance_settings(config: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
     names = ("sample_steps", "eval_batch_size", "keep")
     settings = {name: config["train"][name] for name in names} | {"seed": config["seed"], "cache": config["cache"]}
-    settings["with_frechet"] = config["objective"] == "frechet"
+    settings["with_frechet"] = tracking.logged_name(config["objective"]) == "val/frechet"
     settings["pictures_left"] = bool(state and state.get("pictures_due"))
     return settings
 
@@ -176,16 +176,17 @@ def build_dataset(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str,
     if cfg.data._target_ is None:
         raise ValueError("data=trained is for sample.py and evaluate.py: give a data set to train on")
     dataset: Dataset = ranks.first_then_others(lambda: instantiate(cfg.data))
-    if cfg.objective == "frechet" and not (features.has_classes(dataset) and len(dataset.test) > 1):
+    with_frechet = tracking.logged_name(cfg.objective) == "val/frechet"
+    if with_frechet and not (features.has_classes(dataset) and len(dataset.validation) > 1):
         raise ValueError(
             "objective=frechet needs images with labels of two classes or more, for its features come from their "
-            f"classifier, and two test images or more; data set {dataset.name} lacks them"
+            f"classifier, and two validation images or more; data set {dataset.name} lacks them"
         )
     if state and "data_hashes" in state:  # older files have none
         hashes = features.data_hashes(dataset)
         if others := [name for name, before in state["data_hashes"].items() if hashes.get(name) != before]:
             which = " and ".join(others)
-            raise ValueError(f"resume={run_dir}: its {which} were others; data.root must be where those lie")
+            raise ValueError(f"resume={run_dir}: its {which} were others: data.root must be where those lie")
     return dataset
 
 

@@ -20,14 +20,15 @@ RECIPE = "32 and 64 3×3 filters, 64 standardised features, 3 epochs of batch 12
 
 def data_hash(dataset: Dataset) -> str:
     """SHA-256 of all images and labels, first 16 hex digits."""
-    tensors = (dataset.train, dataset.train_labels, dataset.test, dataset.test_labels)
+    images, labels = (dataset.train, dataset.validation), (dataset.train_labels, dataset.validation_labels)
+    tensors = (*images, dataset.test, *labels, dataset.test_labels)
     return _hash((str((x.dtype, tuple(x.shape))), x) for x in tensors if x is not None)
 
 
 def data_hashes(dataset: Dataset) -> dict[str, str]:
-    """A hash as `data_hash` of each of the data set's tensors."""
+    """A hash as `data_hash` of each tensor that a training reads: the test images are none of them."""
     parts = {"training images": dataset.train, "training labels": dataset.train_labels}
-    parts |= {"test images": dataset.test, "test labels": dataset.test_labels}
+    parts |= {"validation images": dataset.validation, "validation labels": dataset.validation_labels}
     return {name: _hash([(str((x.dtype, tuple(x.shape))), x)]) for name, x in parts.items() if x is not None}
 
 
@@ -107,10 +108,10 @@ def train_classifier(dataset: Dataset, epochs: int = 3, seed: int = 0, device: D
 def cached_classifier(
     dataset: Dataset, cache: str | None = None, device: Device = "cpu"
 ) -> tuple[Classifier, dict[str, Any]]:
-    """(the data set's classifier, {recipe, weights' hash, accuracy on the test images}), trained once and kept in the
-    folder `cache` under the data's hash; None: plain-ebm in the user's cache folder. A file that cannot be read is
-    made anew; where it cannot be written, a warning says so."""
-    name = hashlib.sha256(f"{RECIPE} {data_hash(dataset)}".encode()).hexdigest()[:16]
+    """(the data set's classifier, {recipe, weights' hash, accuracy on the validation images}), trained once and kept in
+    the folder `cache` under the data's hashes; None: plain-ebm in the user's cache folder. A file that cannot be read
+    is made anew; where it cannot be written, a warning says so."""
+    name = hashlib.sha256(f"{RECIPE} {data_hashes(dataset)}".encode()).hexdigest()[:16]
     file = (Path(cache) if cache else cache_folder()) / f"classifier-{name}.pt"
     net = untrained(dataset, 0, device)
     try:
@@ -127,9 +128,9 @@ def cached_classifier(
         except OSError as error:
             warnings.warn(f"the classifier is not kept: {error} (cache={file.parent})", stacklevel=2)
     info: dict[str, Any] = {"recipe": RECIPE, "weights": weights_hash(net.state_dict())}
-    if dataset.test_labels is not None:
-        predicted = in_batches(net, dataset.test, device=device).argmax(dim=1)
-        info["accuracy"] = float((predicted == dataset.test_labels).double().mean())
+    if dataset.validation_labels is not None:
+        predicted = in_batches(net, dataset.validation, device=device).argmax(dim=1)
+        info["accuracy"] = float((predicted == dataset.validation_labels).double().mean())
     return net, info
 
 
