@@ -69,11 +69,12 @@ class Dataset:
                 raise ValueError(f"{its}: bytes or floats are accepted, got {x.dtype}")
             if x.is_floating_point() and not bool((x.abs() <= 1).all()):  # NaN fails as well
                 raise ValueError(f"{its}: values in [-1, 1] are accepted, {split} has [{x.min():g}, {x.max():g}]")
-        labels, names = self.train_labels, self.class_names
+        names = self.class_names
         if names is not None and not (isinstance(names, list) and all(type(name) is str for name in names)):
             raise ValueError(f"{its}: class_names must be a list of strings, got {names!r}")
-        if labels is not None and names is not None and int(labels.max()) >= len(names):
-            raise ValueError(f"{its}: label {int(labels.max())} has no name, class_names are {len(names)}")
+        for labels in (self.train_labels, self.validation_labels, self.test_labels):
+            if labels is not None and names is not None and int(labels.max()) >= len(names):
+                raise ValueError(f"{its}: label {int(labels.max())} has no name, class_names are {len(names)}")
 
     def _hold_out(self, what: int | str | None) -> None:
         if what == "test":

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from ebm.data import Dataset, torchvision_dataset
-from ebm.evaluation.features import cached_classifier, data_hash, features_of, train_classifier, weights_hash
+from ebm.evaluation.features import (
+    cached_classifier,
+    data_hash,
+    data_hashes,
+    features_of,
+    train_classifier,
+    weights_hash,
+)
 
 ROOT = Path(os.environ.get("EBM_DATA", "../shared/data"))
 
@@ -52,8 +59,15 @@ def test_learns_is_cached_by_the_data_and_heals_a_torn_file(tmp_path: Path) -> N
 
 def test_data_hash_sees_every_part() -> None:
     a = bars(40)
-    other = Dataset("bars", a.train, a.test, a.train_labels, 1 - a.test_labels)  # type: ignore[operator]
-    assert data_hash(a) == data_hash(bars(40)) != data_hash(other)
+    assert data_hash(a) == data_hash(bars(40)) and data_hashes(a) == data_hashes(bars(40))
+    for split in ("train", "validation", "test"):
+        for part, name in (("", "images"), ("_labels", "labels")):
+            other, read = bars(40), {"train": "training"}.get(split, split)
+            setattr(other, split + part, 1 - getattr(other, split + part))
+            assert data_hash(other) != data_hash(a)
+            hashes = data_hashes(other)
+            changed = {key for key, value in data_hashes(a).items() if hashes[key] != value}
+            assert changed == ({f"{read} {name}"} if split != "test" else set())  # which no training reads
 
 
 def test_without_labels_it_says_so() -> None:
