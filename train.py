@@ -112,7 +112,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
 def maintenance_settings(config: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
     settings = {name: config["train"][name] for name in ("sample_steps", "eval_batch_size", "keep")}
     settings |= {name: config[name] for name in ("seed", "judge", "cache")}
-    settings["with_frechet"] = config["objective"] == "frechet"
+    settings["with_frechet"] = tracking.logged_name(config["objective"]) == "val/frechet"
     settings["pictures_left"] = bool(state and state.get("pictures_due"))
     return settings
 
@@ -176,7 +176,8 @@ def build_dataset(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str,
     if cfg.data._target_ is None:
         raise ValueError("data=trained is for sample.py and evaluate.py: give a data set to train on")
     dataset: Dataset = ranks.first_then_others(lambda: instantiate(cfg.data))
-    if cfg.objective == "frechet" and not (features.judge_of(dataset, cfg.judge) and len(dataset.validation) > 1):
+    with_frechet = tracking.logged_name(cfg.objective) == "val/frechet"
+    if with_frechet and not (features.judge_of(dataset, cfg.judge) and len(dataset.validation) > 1):
         raise ValueError(
             "objective=frechet needs a judge, one that ships or of images with labels of two classes or more, and two "
             f"validation images or more; data set {dataset.name} lacks them"
@@ -185,7 +186,7 @@ def build_dataset(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str,
         hashes = features.data_hashes(dataset)
         if others := [name for name, before in state["data_hashes"].items() if hashes.get(name) != before]:
             which = " and ".join(others)
-            raise ValueError(f"resume={run_dir}: its {which} were others; data.root must be where those lie")
+            raise ValueError(f"resume={run_dir}: its {which} were others: data.root must be where those lie")
     return dataset
 
 

@@ -69,11 +69,12 @@ class Dataset:
                 raise ValueError(f"{its}: bytes or floats are accepted, got {x.dtype}")
             if x.is_floating_point() and not bool((x.abs() <= 1).all()):  # NaN fails as well
                 raise ValueError(f"{its}: values in [-1, 1] are accepted, {split} has [{x.min():g}, {x.max():g}]")
-        labels, names = self.train_labels, self.class_names
+        names = self.class_names
         if names is not None and not (isinstance(names, list) and all(type(name) is str for name in names)):
             raise ValueError(f"{its}: class_names must be a list of strings, got {names!r}")
-        if labels is not None and names is not None and int(labels.max()) >= len(names):
-            raise ValueError(f"{its}: label {int(labels.max())} has no name, class_names are {len(names)}")
+        for labels in (self.train_labels, self.validation_labels, self.test_labels):
+            if labels is not None and names is not None and int(labels.max()) >= len(names):
+                raise ValueError(f"{its}: label {int(labels.max())} has no name, class_names are {len(names)}")
 
     def _hold_out(self, what: int | str | None) -> None:
         if what == "test":
@@ -82,7 +83,7 @@ class Dataset:
         count = len(self.train)
         check.that(count > 1, f"data set {self.name}: one of its training images is held out, {count} are too few")
         how_many = min(math.ceil(count / 10), 5000) if what is None else what
-        check.number("data.hold_out", how_many, 1, count - 1, integer=True)
+        check_hold_out(how_many, count - 1)
         splits = held_out(self.train, self.train_labels, int(how_many), seed=0)
         (self.train, self.train_labels), (self.validation, self.validation_labels) = splits
 
@@ -96,6 +97,12 @@ class Dataset:
         if self.train_labels is None:
             return x.mean(dim=0, keepdim=True)
         return torch.stack([x[self.train_labels == label].mean(dim=0) for label in self.train_labels.unique()])
+
+
+def check_hold_out(value: Any, most: float = math.inf) -> None:
+    """ValueError for what `Dataset` does not take as `hold_out`; `most` images can be held out."""
+    if value not in (None, "test"):
+        check.number("data.hold_out (null: a tenth; test: the test images)", value, 1, most, integer=True)
 
 
 @cache
@@ -144,6 +151,7 @@ def torchvision_dataset(
     import torchvision  # takes two seconds to import
 
     check.optional("data.image_size", image_size, 1, integer=True)
+    check_hold_out(hold_out)
     if name not in TORCHVISION:
         known = ", ".join(TORCHVISION)
         raise ValueError(f"data.name must be a data set of torchvision with one label an image, got {name!r}: {known}")
@@ -205,17 +213,20 @@ def images_and_labels(split: Any, image_size: int | None = None) -> tuple[Tensor
 
 def held_out(x: Tensor, labels: Tensor | None, count: int, seed: int) -> list[tuple[Tensor, Tensor | None]]:
     """(images, labels) of those that stay, in their order, and of a random `count` of them, shuffled: of each class in
-    proportion, and the same ones however the classes' images lie among each other."""
+    proportion, to within one image, and the same ones however the classes' images lie among each other."""
     generator = torch.Generator().manual_seed(seed)
     classes = torch.zeros(len(x), dtype=torch.int64) if labels is None else labels
-    due = torch.empty(len(x), dtype=torch.float64)  # the k-th of n images of a class at (k + ½)/n
-    for label in classes.unique():
-        places = (classes == label).nonzero()[:, 0]
-        due[places] = (torch.randperm(len(places), generator=generator) + 0.5).double() / len(places)
-    held = due.argsort(stable=True)[:count]
-    held = held[torch.randperm(count, generator=generator)]
-    stays = torch.ones(len(x), dtype=torch.bool).index_fill_(0, held, False)
-    return [(x[part], None if labels is None else labels[part]) for part in (stays, held)]
+    values, sizes = classes.unique(return_counts=True)
+    due = sizes * count // len(x)  # of each class, and one more of those with the largest remainders
+    left = count - int(due.sum())
+    due[(sizes * count % len(x)).argsort(stable=True)[len(due) - left :]] += 1
+    held = []
+    for value, size, its in zip(values, sizes.tolist(), due.tolist(), strict=True):
+        places = (classes == value).nonzero()[:, 0]
+        held.append(places[torch.randperm(size, generator=generator) < its])
+    chosen = torch.cat(held)[torch.randperm(count, generator=generator)]
+    stays = torch.ones(len(x), dtype=torch.bool).index_fill_(0, chosen, False)
+    return [(x[part], None if labels is None else labels[part]) for part in (stays, chosen)]
 
 
 def image_folder(
@@ -242,6 +253,7 @@ def image_folder(
     check.number("data.test_fraction", test_fraction, 0, 1, open_low=True)
     check.number("data.split_seed", split_seed, 0, integer=True)
     check.choice("data.skip_unreadable", skip_unreadable, (True, False))
+    check_hold_out(hold_out)
     try:
         ImageColor.getrgb(str(background))
     except ValueError as error:

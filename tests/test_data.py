@@ -1,4 +1,5 @@
 import struct
+from collections import Counter
 from typing import Any
 from urllib.error import URLError
 
@@ -6,10 +7,23 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from ebm.data import TORCHVISION, Batches, Dataset, checked_images, image_folder, mnist5k, scaled, torchvision_dataset
+from ebm.data import (
+    TORCHVISION,
+    Batches,
+    Dataset,
+    checked_images,
+    embedded_digits,
+    held_out,
+    image_folder,
+    mnist5k,
+    scaled,
+    torchvision_dataset,
+)
 from ebm.evaluation.outliers import outliers
 
 
@@ -19,8 +33,16 @@ def digits() -> Dataset:
 
 
 def test_embedded_digits(digits):
-    assert digits.train.shape == (4500, 1, 28, 28) and digits.test.shape == (500, 1, 28, 28)
-    assert digits.train_labels.bincount().tolist() == [450] * 10 and digits.test_labels.bincount().tolist() == [50] * 10
+    splits = ((digits.train, digits.train_labels, 400), (digits.validation, digits.validation_labels, 50))
+    splits += ((digits.test, digits.test_labels, 50),)
+    for x, labels, a_class in splits:
+        assert x.shape == (10 * a_class, 1, 28, 28) and labels.bincount().tolist() == [a_class] * 10
+    for _, labels, _ in splits[1:]:
+        assert (labels[1:] == labels[:-1]).sum() < 100  # in random order 50; class by class 490
+    images, numbers = embedded_digits()
+    pairs = [(x.tobytes(), int(y)) for x, y in zip(images.astype(np.uint8), numbers, strict=True)]
+    ours = [(image.numpy().tobytes(), int(y)) for x, labels, _ in splits for image, y in zip(x, labels, strict=True)]
+    assert Counter(ours) == Counter(pairs)  # every digit once, with its label
     x = scaled(digits.train)
     assert x.dtype == torch.float32 and x.min() == -1 and x.max() == 1
     means = digits.class_means()
@@ -28,11 +50,66 @@ def test_embedded_digits(digits):
     torch.testing.assert_close(means[3], x[digits.train_labels == 3].mean(dim=0))
 
 
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) > 1),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_images_are_held_out_of_each_class_in_proportion(sizes, share, seed):
+    """Images are numbers here, and classes lie one after the other, or anyhow among each other."""
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    x = torch.arange(len(labels))
+    count = min(max(1, round(share * len(x))), len(x) - 1)
+    (stay, labels_of_stay), (held, labels_of_held) = held_out(x, labels, count, seed)
+    assert len(held) == count and torch.equal(torch.cat([stay, held]).sort().values, x)
+    assert torch.equal(labels_of_stay, labels[stay]) and torch.equal(labels_of_held, labels[held])
+    due = torch.tensor(sizes, dtype=torch.float64) * count / len(x)
+    assert bool(((labels_of_held.bincount(minlength=len(sizes)) - due).abs() < 1).all())
+
+    mixed = labels[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + 1))]
+    among = torch.empty_like(x)
+    among[mixed.argsort(stable=True)] = x  # the k-th image of a class is the same one
+    torch.rand(1)  # whatever else draws
+    (_, again), (held_again, _) = held_out(among, mixed, count, seed)
+    assert torch.equal(held, held_again)
+    assert torch.equal(again.sort().values, labels_of_stay.sort().values)
+
+
+def test_what_is_held_out_where_nothing_is_said():
+    x = torch.zeros(60_001, 1)
+    for count, held in ((2, 1), (11, 2), (4500, 450), (50_000, 5000), (60_001, 5000)):
+        data = Dataset("zeros", x[:count], x[:1])
+        assert (len(data.train), len(data.validation)) == (count - held, held)
+    data = Dataset("zeros", x[:9], x[:1], validation=x[:3], hold_out=5)  # it has been, already
+    assert (len(data.train), len(data.validation)) == (9, 3)
+
+
+def test_the_tutorials_splits():
+    data = mnist5k("test")
+    assert len(data.train) == 4500 and data.train_labels.tolist() == sorted(data.train_labels.tolist())
+    assert data.validation is data.test and data.validation_labels is data.test_labels
+
+
+@pytest.mark.parametrize("bad", ["none", 0, 4500, 0.1, True])
+def test_hold_out_is_checked(bad, tmp_path):
+    with pytest.raises(ValueError, match=rf"data\.hold_out \(null: .*test: .*integer in \[1, 4499\], got {bad!r}"):
+        mnist5k(bad)
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG not really")
+    if bad != 4500:
+        with pytest.raises(ValueError, match=r"data\.hold_out .* >= 1"):  # before a file is read
+            image_folder(str(tmp_path), hold_out=bad)
+
+
 def test_full_mnist_and_fashion_mnist(data_root):
     for name in ("MNIST", "FashionMNIST"):
         data = torchvision_dataset(name, str(data_root))
-        assert data.train.shape == (60_000, 1, 28, 28) and data.test.shape == (10_000, 1, 28, 28)
-    assert data.train_labels.bincount().tolist() == [6000] * 10
+        assert [len(x) for x in (data.train, data.validation, data.test)] == [55_000, 5_000, 10_000]
+        theirs = getattr(torchvision.datasets, name)(data_root, train=True)
+        assert torch.equal(torch.cat([data.train_labels, data.validation_labels]).bincount(), theirs.targets.bincount())
+        sums = torch.cat([data.train, data.validation]).flatten(1).long().sum(dim=1)  # of an image's bytes
+        assert torch.equal(sums.sort().values, theirs.data.flatten(1).long().sum(dim=1).sort().values)
+        assert len(torchvision_dataset(name, str(data_root), hold_out="test").train) == 60_000
+    assert data.train_labels.bincount().tolist() == [5500] * 10
     assert data.class_names[-1] == "Ankle boot"
 
 
@@ -54,8 +131,9 @@ def test_folder_of_images(tmp_path):
         folder.mkdir(exist_ok=True)
         Image.new("RGB", (40, 30), (20 * i, 0, 0)).save(folder / f"{i}.png")
     data = image_folder(str(tmp_path), image_size=8, channels=3, test_fraction=0.25)
-    assert data.train.shape == (9, 3, 8, 8) and data.test.shape == (3, 3, 8, 8)
-    for x, y in ((data.train, data.train_labels), (data.test, data.test_labels)):
+    assert [len(x) for x in (data.train, data.validation, data.test)] == [8, 1, 3] and data.shape == (3, 8, 8)
+    splits = ((data.train, data.train_labels), (data.validation, data.validation_labels), (data.test, data.test_labels))
+    for x, y in splits:
         assert torch.equal(x[:, 0, 0, 0] >= 120, y == 1)
     again = image_folder(str(tmp_path), image_size=8, test_fraction=0.25)
     assert torch.equal(data.train, again.train)
@@ -92,8 +170,10 @@ def test_bad_batches_and_data():
     for x, word in [(torch.full((2, 1), 2.0), "in \\[-1, 1\\]"), (torch.full((2, 1), torch.nan), "in \\[-1, 1\\]")]:
         with pytest.raises(ValueError, match=word):
             Dataset("bad", x, x)
-    with pytest.raises(ValueError, match="empty"):
-        Dataset("bad", torch.zeros(0, 1), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="one of its training images is held out, 1 are too few"):
+        Dataset("bad", torch.zeros(1, 1), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="the test split is empty"):
+        Dataset("bad", torch.zeros(2, 1), torch.zeros(0, 1))
     with pytest.raises(ValueError, match="must hold images"):
         checked_images(np.zeros((2, 3)), (1, 28, 28), "images=x")
     with pytest.raises(ValueError, match="must hold values"):
@@ -138,7 +218,7 @@ def test_svhn_is_read(tmp_path, monkeypatch):
     x = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 7), dtype=np.uint8)
     for split in ("train", "test"):
         savemat(tmp_path / f"{split}_32x32.mat", {"X": x, "y": np.arange(4, 11).reshape(-1, 1)})
-    data = torchvision_dataset("SVHN", str(tmp_path))
+    data = torchvision_dataset("SVHN", str(tmp_path), hold_out="test")
     assert data.train_labels.tolist() == data.test_labels.tolist() == [4, 5, 6, 7, 8, 9, 0]  # zeros are 10 there
     assert np.array_equal(data.train, x.transpose(3, 2, 0, 1))
     assert torch.equal(outliers("svhn", Dataset("x", data.train[:2], data.test[:2]), str(tmp_path)), data.test)
@@ -154,7 +234,7 @@ def test_emnist_is_read_upright(tmp_path):
         (raw / f"emnist-letters-{part}-labels-idx1-ubyte").write_bytes(
             struct.pack(">2I", 0x801, 5) + bytes(range(1, 6))
         )
-    data = torchvision_dataset("EMNIST", str(tmp_path), split="letters")
+    data = torchvision_dataset("EMNIST", str(tmp_path), split="letters", hold_out="test")
     assert np.array_equal(data.test[:, 0], x.transpose(0, 2, 1))  # the files have the letters mirrored
     assert data.train_labels.tolist() == [1, 2, 3, 4, 5] and data.class_names[:3] == ["N/A", "a", "b"]
     assert torchvision_dataset("EMNIST", str(tmp_path), 14, "letters").shape == (1, 14, 14)
@@ -172,5 +252,5 @@ def test_photographs_of_many_sizes_need_a_size(mode, tmp_path):
         torchvision_dataset("EuroSAT", str(tmp_path))
     data = torchvision_dataset("EuroSAT", str(tmp_path), image_size=8)
     assert data.shape == (3 if mode == "RGB" else 1, 8, 8) and data.class_names == ["Forest", "River"]
-    assert (len(data.train), len(data.test)) == (11, 1)  # it has one split: a tenth is held out
+    assert [len(x) for x in (data.train, data.validation, data.test)] == [9, 1, 2]  # it has one split
     assert torch.equal(data.train[:, 0, 0, 0] >= 60, data.train_labels == 1)

@@ -62,7 +62,8 @@ def test_uniform_law() -> None:
 
 def test_data_set_is_in_the_box_and_knows_its_law() -> None:
     data = densities.dataset("rings", train_size=100, test_size=50, seed=3)
-    assert data.train.shape == (100, 2) and data.test.shape == (50, 2) and data.log_prob is not None
+    assert [x.shape for x in (data.train, data.validation, data.test)] == [(90, 2), (10, 2), (50, 2)]
+    assert data.log_prob is not None
     assert torch.equal(data.train, densities.dataset("rings", 100, 50, 3).train)
     with pytest.raises(ValueError, match=r"data.name must be one of .*spirals"):
         densities.dataset("spirals")

@@ -4,6 +4,7 @@ import os
 import re
 import struct
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from ebm.evaluation.restoration import hidden_pixels
 from ebm.files import image_files, opened, read_image
 from ebm.running import allowed, checkpoint
 
-GREY = Dataset("grey", torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+GREY = Dataset("grey", torch.zeros(2, 1, 8, 8), torch.zeros(1, 1, 8, 8))
 
 
 def fill(folder, count, size=(8, 8)):
@@ -102,11 +103,12 @@ CASES += [(stray, 15, ["a", "b", "c"], 16), (flatmix, 9, None, 9), (other, 7, No
 def test_which_files_are_images_and_which_folders_classes(make, count, names, below, tmp_path, capsys):
     make(tmp_path / "images")
     data = image_folder(str(tmp_path / "images"), 8, 1)
-    assert len(data.train) + len(data.test) == count and data.class_names == names
+    assert len(data.train) + len(data.validation) + len(data.test) == count and data.class_names == names
     if names is None:
         assert data.train_labels is None
     else:
-        assert torch.cat([data.train_labels, data.test_labels]).unique().tolist() == list(range(len(names)))
+        labels = torch.cat([data.train_labels, data.validation_labels, data.test_labels])
+        assert labels.unique().tolist() == list(range(len(names)))
     told = capsys.readouterr().err.splitlines()
     assert len(told) == (make is stray) and all("1 of 16 images" in line and "preview.png" in line for line in told)
     assert len(given(tmp_path / "images")) == below
@@ -123,16 +125,26 @@ def test_links_that_lead_nowhere_or_in_circles(tmp_path):
         (tmp_path / link).unlink()
 
 
-def test_folders_called_train_and_test_are_the_splits(tmp_path, capsys):
-    for split, count in (("train", 6), ("test", 4), ("val", 3)):
+def images_in(x):
+    """Images (N, C, H, W), whatever their order."""
+    return Counter(image.numpy().tobytes() for image in x)
+
+
+@pytest.mark.parametrize("validation", ["val", "Valid", "validation"])
+def test_folders_called_train_test_and_val_are_the_splits(validation, tmp_path, capsys):
+    for split, count in (("train", 6), ("test", 40), (validation, 3)):
         for letter in "ab":
             fill(tmp_path / split / letter, count)
+    fill(tmp_path / "beside", 2)
     data = image_folder(str(tmp_path), 8)
     assert data.class_names == ["a", "b"]
-    assert data.train_labels.tolist() == [0] * 6 + [1] * 6 and data.test_labels.tolist() == [0] * 4 + [1] * 4
-    assert torch.equal(data.test[0], read_image(tmp_path / "test/a/000.png", (3, 8, 8)))
+    assert data.train_labels.tolist() == [0] * 6 + [1] * 6 and data.validation_labels.tolist() == [0] * 3 + [1] * 3
+    for split, x in (("train", data.train), (validation, data.validation), ("test", data.test)):
+        files = (tmp_path / split).glob("*/*.png")
+        assert images_in(x) == images_in(read_image(file, (3, 8, 8)) for file in files)
+    assert data.test_labels.bincount().tolist() == [40, 40] and 0 < data.test_labels[:40].sum() < 40  # shuffled
     (told,) = capsys.readouterr().err.splitlines()
-    assert "6 of 26 images" in told and "val/a/000.png" in told
+    assert "2 of 100 images" in told and "beside/000.png" in told
     fill(tmp_path / "test/c", 1)
     with pytest.raises(ValueError, match=r"train has the classes \['a', 'b'\].*test \['a', 'b', 'c'\]"):
         image_folder(str(tmp_path), 8)
@@ -141,7 +153,9 @@ def test_folders_called_train_and_test_are_the_splits(tmp_path, capsys):
 def test_a_train_without_a_test_is_split_and_a_class_may_be_called_train(tmp_path):
     classes(tmp_path / "one/train", "ab")
     data = image_folder(str(tmp_path / "one"), 8, test_fraction=0.2)
-    assert data.class_names == ["a", "b"] and (len(data.train), len(data.test)) == (8, 2)
+    assert data.class_names == ["a", "b"]
+    assert (len(data.train), len(data.validation)) == (7, 1)
+    assert sorted(data.test_labels.tolist()) == [0, 1]
     for name in ("bus", "car", "train"):
         fill(tmp_path / "traffic" / name, 3)
     assert image_folder(str(tmp_path / "traffic"), 8).class_names == ["bus", "car", "train"]
@@ -155,7 +169,7 @@ def test_a_file_that_cannot_be_read_is_named_or_left_out(spoil, tmp_path, capsys
         with pytest.raises(ValueError, match=r"999\.png is not a readable image: .*(exceeds limit|truncated)"):
             read(str(tmp_path))
     data = image_folder(str(tmp_path), 8, skip_unreadable=True)
-    assert len(data.train) + len(data.test) == 7
+    assert len(data.train) + len(data.validation) + len(data.test) == 7
     assert "1 unreadable images left out" in capsys.readouterr().err
     for i in range(7):
         (tmp_path / f"{i:03d}.png").unlink()
@@ -228,16 +242,17 @@ def test_hidden_colours_of_transparent_pixels_do_not_show(name, tmp_path):
         grey = np.where(transparent, np.random.default_rng(0).integers(0, 256, (4, 4)), 90).astype(np.uint8)
         image = Image.fromarray(np.stack([grey] * (len(mode) - 1) + [alpha], axis=-1), mode)
         image.save(tmp_path / name, lossless=True)
-    Image.new("L", (4, 4), 1).save(tmp_path / "opaque.png")
+    for name_of_other in ("opaque", "another"):
+        Image.new("L", (4, 4), 1).save(tmp_path / f"{name_of_other}.png")
     for background, seen in (("black", 0), ("white", 255), ("#0a0a0a", 10)):
         assert np.array_equal(opened(tmp_path / name, "L", background), np.where(transparent, seen, 90))
         data = image_folder(str(tmp_path), 4, 1, background=background)
         expected = np.where(transparent, seen, 90)
-        assert any(np.array_equal(x[0], expected) for x in torch.cat([data.train, data.test]))
+        assert any(np.array_equal(x[0], expected) for x in torch.cat([data.train, data.validation, data.test]))
     # images= and ood.sets= take the background that the checkpoint's data were read with
     read = given(tmp_path / name, (1, 4, 4), {"_target_": "ebm.data.image_folder", "background": "white"})
     np.testing.assert_allclose(read[0, 0], np.where(transparent, 255, 90) / 127.5 - 1, atol=1e-6)
-    data = Dataset("x", torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))
+    data = Dataset("x", torch.zeros(2, 1, 4, 4), torch.zeros(1, 1, 4, 4))
     x = outliers.outliers(f"{tmp_path}/", data, "", background="white")
     assert int(x.max()) == 255 and int((x == 255).sum()) == transparent.sum()
     with pytest.raises(ValueError, match=r"data\.background must be a colour, .*got 'nothing'"):
@@ -256,7 +271,7 @@ def test_images_are_cut_to_the_shape_of_the_energy_alone(tmp_path):
         assert read((1, 10, 20)).shape == (1, 10, 20)
         assert read((1, 10, 20))[0, 5, 0] < 6 < 228 < read((1, 10, 20))[0, 5, -1]  # both ends are there
         assert read((3, 20, 20))[0, 0, [0, -1]].tolist() == pytest.approx([60, 174])  # the middle square
-    pair = Dataset("wide", torch.zeros(1, 1, 20, 40), torch.zeros(1, 1, 20, 40))
+    pair = Dataset("wide", torch.zeros(2, 1, 20, 40), torch.zeros(1, 1, 20, 40))
     Image.fromarray(ramp).save(tmp_path / "y.png")
     assert torch.equal(outliers.outliers(f"{tmp_path}/", pair, "")[1, 0], torch.from_numpy(ramp))
 
@@ -312,8 +327,8 @@ def stripes(channels):
 
 @pytest.mark.parametrize("channels", [2, 4])
 def test_any_channels_are_trained_sampled_and_evaluated(channels, tmp_path, monkeypatch):
-    monkeypatch.setattr("ebm.data.mnist5k", lambda: stripes(channels))
-    monkeypatch.setitem(allowed.SHIPPED["data"], "ebm.data.mnist5k", lambda: stripes(channels))
+    monkeypatch.setattr("ebm.data.mnist5k", lambda hold_out: stripes(channels))
+    monkeypatch.setitem(allowed.SHIPPED["data"], "ebm.data.mnist5k", lambda hold_out: stripes(channels))
     folder, quiet = tmp_path / "run", ["device=cpu", "wandb.mode=disabled"]
     small = ["energy.hidden=2", "energy.classes=3", "buffer.capacity=48", "sampler.steps=2", "train.batch_size=8"]
     limits = ["train.max_steps=2", "train.sample_steps=4"]

@@ -385,7 +385,7 @@ def test_cifar10_composes_and_says_how_to_get_it(tmp_path):
 def test_every_number_of_the_tutorial_is_a_default():
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", ["experiment=tutorial"])
-    assert cfg.data.name == "MNIST" and cfg.energy.hidden == 32
+    assert (cfg.data.name, cfg.data.hold_out) == ("MNIST", "test") and cfg.energy.hidden == 32
     sampler = cfg.sampler
     assert (sampler.steps, sampler.step_size, sampler.noise_std, sampler.grad_clamp) == (60, 10.0, 0.005, 0.03)
     buffer = cfg.buffer
@@ -397,6 +397,12 @@ def test_every_number_of_the_tutorial_is_a_default():
     assert (train.epochs, train.batch_size, train.grad_norm_clip, train.eval_batch_size) == (60, 128, 0.1, 256)
     assert (train.max_steps, train.max_minutes) == (None, None)
     assert (train.validate_every_epochs, train.sample_every_epochs, train.sample_steps) == (1, 5, 256)
+
+
+@pytest.mark.parametrize("recipe", sorted(set(GROUPS["experiment"]) - {"tutorial"}))
+def test_every_other_recipe_holds_validation_images_out(recipe):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose("train", [f"experiment={recipe}"]).data.hold_out in (None, 500)
 
 
 def test_limits_hold_together(tmp_path):
@@ -535,7 +541,8 @@ def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
         ("buffer.capacity=64", ["buffer.capacity", "batch size"]),
         ("loss.contrastive_divergence.alpha=x", ["loss.contrastive_divergence.alpha"]),
         ("energy.hidden=1.5", ["energy.hidden"]),
-        ("train.batch_size=100000", ["train.batch_size", "4500"]),
+        ("train.batch_size=100000", ["train.batch_size", "4000"]),
+        ("data.hold_out=none", ["data.hold_out", "null", "test", "integer in [1, 4499]", "'none'"]),
         ("buffer.capacity=1000000000000", ["buffer.capacity", "3,152,000,000,000,000 bytes"]),
         ("energy.hidden=1000000", ["energy", "bytes"]),
         ("data=plane energy=mlp data.train_size=1000000000000", ["data.train_size", "bytes"]),

@@ -56,7 +56,7 @@ def run(ev: Evaluation, count: int, steps: int) -> tuple[list[int], Array, Array
     """`count` chains from noise, then `count` from test images: the steps recorded (T,), at most about 1,000; energy
     and distance from the start there (2·count, T); some ten snapshots (2·count, *shape) by step, first and last among
     them."""
-    start = torch.cat([ev.noise(count), scaled(ev.dataset.test[:count])]).to(ev.device)
+    start = torch.cat([ev.noise(count), scaled(ev.dataset.test[ev.chosen(ev.dataset.test, count)])]).to(ev.device)
     every = max(1, steps // 1000)
     kept = np.unique(np.geomspace(every, steps, 8).round().astype(int) // every * every)
     records, energies, distances, snapshots = [], [], [], {}

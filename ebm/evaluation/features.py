@@ -30,14 +30,15 @@ OWN = "a block a level, 5 epochs or 100 steps, seed 0"  # the judge of a data se
 
 def data_hash(dataset: Dataset) -> str:
     """SHA-256 of all images and labels, first 16 hex digits."""
-    tensors = (dataset.train, dataset.train_labels, dataset.test, dataset.test_labels)
+    images, labels = (dataset.train, dataset.validation), (dataset.train_labels, dataset.validation_labels)
+    tensors = (*images, dataset.test, *labels, dataset.test_labels)
     return _hash((str((x.dtype, tuple(x.shape))), x) for x in tensors if x is not None)
 
 
 def data_hashes(dataset: Dataset) -> dict[str, str]:
-    """A hash as `data_hash` of each of the data set's tensors."""
+    """A hash as `data_hash` of each tensor that a training reads: the test images are none of them."""
     parts = {"training images": dataset.train, "training labels": dataset.train_labels}
-    parts |= {"test images": dataset.test, "test labels": dataset.test_labels}
+    parts |= {"validation images": dataset.validation, "validation labels": dataset.validation_labels}
     return {name: _hash([(str((x.dtype, tuple(x.shape))), x)]) for name, x in parts.items() if x is not None}
 
 

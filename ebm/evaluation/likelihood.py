@@ -61,7 +61,7 @@ def likelihood(
     data = ev.dataset
     dims, count = math.prod(data.shape), min(chains, len(data.test))
     generator = torch.Generator(ev.device).manual_seed(ev.seed)
-    x, base = scaled(data.test[:count]).to(ev.device), densities.Uniform(data.shape, ev.device)
+    x, base = scaled(data.test[ev.chosen(data.test, count)]).to(ev.device), densities.Uniform(data.shape, ev.device)
     betas = ais.temperatures(temperatures, power)
     found = ais.bracket(ev.energies[0], base, x, generator, betas, leapfrog, acceptance, (-1, 1), burn_in)
     mean = float(ev.scores(data.test).mean())

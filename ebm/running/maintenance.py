@@ -126,7 +126,7 @@ class Maintenance:
         self.maintained = self.training.loop.step  # the checkpoint was taken after the maintenance of its step
         self.save_asked = True  # a run can always be resumed, with the limits of this start, and rolled back
         self.saved_at = time.monotonic()
-        shape, count = self.training.dataset.shape, len(self.training.dataset.test)
+        shape, count = self.training.dataset.shape, len(self.training.dataset.validation)
         generator = torch.Generator().manual_seed(self.seed + 1)  # the same noise at every validation
         self.noise = uniform_noise((count, *shape), generator)
         self.noise_1024 = uniform_noise((1024, *shape), generator)
@@ -203,7 +203,7 @@ class Maintenance:
     def validate(self, due: Due) -> dict[str, float]:
         training = self.training
         how = {"batch_size": self.eval_batch_size, "device": training.device}
-        real = training.dataset.test
+        real = training.dataset.validation
         validation = partial(pictures.validation_scores, training.energy, real, self.noise, self.noise_1024, **how)
         numbers = training.ranks.from_first(validation)
         self.tracker.log(training.loop.step, due.epoch, numbers)
@@ -242,7 +242,7 @@ class Maintenance:
         self.tracker.log_media(step, due.epoch, self.pictures, energies)
         if due.done and self.with_frechet:
             how = (self.sample_steps, self.seed, self.eval_batch_size)
-            self.tracker.log(step, due.epoch, {"frechet": pictures.frechet(training, *how, self.judge, self.cache)})
+            self.tracker.log(step, due.epoch, {"val/frechet": pictures.frechet(training, *how, self.judge, self.cache)})
 
 
 def means_since_last(loop: Loop, chains: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ebm.running import allowed
+
 PARTS = {  # that have moved
     "ebm.sampler.SGLD": "ebm.sampling.sgld.SGLD",
     "ebm.buffer.ReplayBuffer": "ebm.sampling.buffer.ReplayBuffer",
@@ -24,6 +26,11 @@ def upgraded(state: dict[str, Any]) -> dict[str, Any]:
         if isinstance(energy, dict) and energy.get("attention") is False:
             del energy["attention"]
             energy.setdefault("stem", 0)
+    data = config.get("data")
+    if isinstance(data, dict) and data.get("_target_") in allowed.SHIPPED["data"] and "hold_out" not in data:
+        data["hold_out"] = "test"  # there were two splits
+    for part in ("test images", "test labels"):  # no training reads them
+        state.get("data_hashes", {}).pop(part, None)
     if "start" in config:
         config["initial_weights"] = config.pop("start")
     loss, training = config.get("loss"), config.get("train")

@@ -16,7 +16,7 @@ from ebm.sampling.chains import Chains, chain_generators, uniform_noise
 def validation_scores(
     energy: nn.Module, real: Tensor, noise: Tensor, noise_1024: Tensor, **how: Any
 ) -> dict[str, float]:
-    """Mean score of test images, of as many noise images, noise − real, and of 1024 noise images."""
+    """Mean score of validation images, of as many noise images, noise − real, and of 1024 noise images."""
     score_real, score_noise, score = (float(metrics.scores(energy, x, **how).mean()) for x in (real, noise, noise_1024))
     return {
         "val/cd": score_noise - score_real,
@@ -33,7 +33,7 @@ def draw_samples(
     buffer; histograms of scores and ages. Numbers: how well the long chains mix, and how far short ones fall behind
     them. And the scores of chains in the buffer and of real images."""
     energy, sampler, buffer = training.energy, training.sampler, training.buffer
-    real, device = training.dataset.test, training.device
+    real, device = training.dataset.validation, training.device
     generator = torch.Generator(device).manual_seed(seed)  # the same start each time, to compare over training
     noise = uniform_noise((8, *buffer.chains.shape[1:]), generator)
     every = max(steps // 256, 1)
@@ -85,13 +85,13 @@ def chain_numbers(energy: nn.Module, trace: Tensor, short: int) -> dict[str, flo
 def frechet(
     training: Training, steps: int, seed: int, batch_size: int, judge: str | None = None, cache: str | None = None
 ) -> float:
-    """The distance of 256 samples, `steps` steps from noise, to the test images, in the features of the data set's
-    classifier: what evaluate.py calls frechet/classifier-n256/STEPS."""
+    """The Fréchet distance of 256 samples, `steps` steps from noise, to the validation images, in the features of the
+    judge; evaluate.py's frechet/JUDGE-n256/STEPS is that to the test images."""
     dataset, device = training.dataset, training.device
-    count = min(256, len(dataset.test))
+    count = min(256, len(dataset.validation))
     start = uniform_noise((count, *dataset.shape), chain_generators(seed + 1, count))
     chains = Chains(training.sampler.trace, seed, batch_size, frames=1, device=device)
     trace, _ = chains.run(training.energy, start, steps, labels_in_proportion(training.energy, count))
     classifier, _ = features.judge(dataset, judge, cache, device)
-    of_test = features.features_of(classifier, dataset.test, device=device)
-    return metrics.frechet(of_test, features.features_of(classifier, trace[-1], device=device))
+    real = features.features_of(classifier, dataset.validation, device=device)
+    return metrics.frechet(real, features.features_of(classifier, trace[-1], device=device))

@@ -19,7 +19,7 @@ from ebm.running.cli import command, from_here
 MODES = ("online", "offline", "disabled")
 # What the run table shows of a number beside its last value. Names, no globs: of two that match W&B takes any.
 SUMMARIES = {
-    **dict.fromkeys(("val/cd", "frechet", "chain/split_rhat"), "min,last"),
+    **dict.fromkeys(("val/cd", "val/frechet", "chain/split_rhat"), "min,last"),
     **dict.fromkeys(("chain/ess", "chain/saturation", "chain/clamp_share", "train/grad_norm"), "max,last"),
     **dict.fromkeys(("train/cd", "chain/short_long_gap"), "min,max,last"),
 }
@@ -39,12 +39,17 @@ def last_values(run_dir: Path) -> dict[str, float]:
     return {key: value for key, value in last.items() if not isinstance(value, str)}
 
 
+def logged_name(objective: str) -> str:
+    """The name under which the number that is the objective is logged."""
+    return "val/frechet" if objective == "frechet" else objective
+
+
 def objective(run_dir: Path, key: str) -> float:
-    """The last value of `key`. Raises ValueError where there is none."""
+    """The last value of the objective `key`. Raises ValueError where there is none."""
     values = last_values(run_dir)
-    if key not in values:
+    if logged_name(key) not in values:
         raise ValueError(f"objective={key} was never logged; there are {', '.join(values)}")
-    return values[key]
+    return values[logged_name(key)]
 
 
 def _mode(settings: Mapping[str, Any]) -> str:
@@ -150,9 +155,9 @@ class Tracker:
             self._to_wandb({"step": step, "epoch": epoch} | images | histograms)
 
     def end(self, key: str) -> None:
-        """Name the final value of `key` the run's objective, for W&B's sweeps, and hand over the checkpoints."""
+        """Name the final value of the objective `key` the run's, for W&B's sweeps, and hand over the checkpoints."""
         if self.run:
-            self.run.summary["objective"] = last_values(self.run_dir).get(key)
+            self.run.summary["objective"] = last_values(self.run_dir).get(logged_name(key))
         if self.run and self.checkpoint:
             best, last = (self.run_dir / f"checkpoints/{name}.pt" for name in ("best", "last"))
             same = not best.is_file() or best.samefile(last)

@@ -44,11 +44,15 @@ def data_name(state: Mapping[str, Any]) -> str:
 
 
 def dataset_of(state: Mapping[str, Any], root: str | None = None) -> Dataset:
-    """The data set that a loaded checkpoint was trained on, from the folder `root` (None: where it lay)."""
+    """The data set that a loaded checkpoint was trained on, from the folder `root` (None: where it lay). Its validation
+    images are never the test images: of one that was trained with hold_out=test, they are some of what it learned from.
+    """
     try:
         build, settings = allowed.shipped("data", data_config(state))
     except ValueError as error:
         raise ValueError(f"the checkpoint was trained on data of its own: give data= ({error})") from error
+    if settings.get("hold_out") == "test":
+        del settings["hold_out"]
     lay_in = settings.get("root")
     if "root" in settings and root is not None:
         settings["root"] = root

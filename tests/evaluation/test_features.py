@@ -8,7 +8,17 @@ import torch
 
 from ebm.data import Dataset, mnist5k
 from ebm.evaluation import features
-from ebm.evaluation.features import Classifier, features_of, judge, judge_of, moved, train_classifier, weights_hash
+from ebm.evaluation.features import (
+    Classifier,
+    data_hash,
+    data_hashes,
+    features_of,
+    judge,
+    judge_of,
+    moved,
+    train_classifier,
+    weights_hash,
+)
 from ebm.evaluation.metrics import in_batches
 
 
@@ -67,6 +77,19 @@ def test_moved_images_lie_in_the_padded_ones() -> None:
                 raise AssertionError(f"image {i} of seed {seed} is none that moving makes")
     assert len(seen) == 50
     assert torch.equal(moved(x, 0, 0.0, torch.Generator()), x)
+
+
+def test_data_hash_sees_every_part() -> None:
+    a = bars(40)
+    assert data_hash(a) == data_hash(bars(40)) and data_hashes(a) == data_hashes(bars(40))
+    for split in ("train", "validation", "test"):
+        for part, name in (("", "images"), ("_labels", "labels")):
+            other, read = bars(40), {"train": "training"}.get(split, split)
+            setattr(other, split + part, 1 - getattr(other, split + part))
+            assert data_hash(other) != data_hash(a)
+            hashes = data_hashes(other)
+            changed = {key for key, value in data_hashes(a).items() if hashes[key] != value}
+            assert changed == ({f"{read} {name}"} if split != "test" else set())  # which no training reads
 
 
 def test_which_judge() -> None:

@@ -9,7 +9,7 @@ from conftest import ROOT, assert_one_line_error, run, run_script
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from ebm.running import checkpoint
+from ebm.running import checkpoint, trained
 from ebm.running.cli import RENAMED, refuse_old_names
 
 # A run of the version whose checkpoints have `loss.contrast`, six steps: the command in today's names.
@@ -19,13 +19,19 @@ TERMS += ["loss.kl.weight=0.2", "loss.classification.weight=3", "train.data_nois
 ENERGY = ["energy=resnet", "energy.width=2", "energy.levels=2", "energy.stem=0", "energy.classes=10"]
 SIZES = ["energy.temperature=0.1", "buffer.capacity=16", "train.batch_size=8", "sampler.steps=2"]
 LOOP = ["train.sample_steps=4", "train.log_every=4", "train.max_steps=6", "train.validate_every_epochs=100000"]
-COMMAND = ["device=cpu", *ENERGY, *SIZES, *TERMS, *LOOP]
+COMMAND = ["device=cpu", "data.hold_out=test", *ENERGY, *SIZES, *TERMS, *LOOP]
 
 
 def test_its_configuration_is_that_of_the_same_command_today():
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         today = OmegaConf.to_container(compose("train", COMMAND), resolve=True)
     assert checkpoint.load(OLD)["config"] == today
+
+
+def test_its_test_images_are_for_evaluations_alone():
+    """It chose by them, and had no others held out: those that are today were among its training images."""
+    data = trained.dataset_of(checkpoint.load(OLD))
+    assert [len(x) for x in (data.train, data.validation, data.test)] == [4000, 500, 500]
 
 
 def test_it_goes_on(tmp_path):

@@ -10,15 +10,18 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_script
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from PIL import Image
 
 import train
+from ebm.data import Dataset
 from ebm.running import checkpoint, pictures
 from ebm.running.resume import alone_in, forced
 
@@ -44,7 +47,7 @@ processes.set_forkserver_preload(["train"])
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory) -> str:
-    """A folder of 80 small pictures of two classes: 72 to train, 4 steps an epoch."""
+    """A folder of 80 small pictures of two classes: 64 to train, 4 steps an epoch."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(80):
@@ -147,6 +150,7 @@ def test_resuming_a_complete_run_says_so(tmp_path, images, capsys):
         ("energy=resnet", "energy._target_ is ebm.energies.ConvEnergy there and ebm.energies.ResNetEnergy here"),
         ("buffer.capacity=64", "buffer.capacity is 48 there and 64 here"),
         ("data=mnist5k", "data._target_ is"),
+        ("data.hold_out=test", "data.hold_out is None there and test here"),
         ("train.batch_size=8", "train.batch_size is 16 there and 8 here"),
         ("optimizer.lr=1", "optimizer.lr is 0.001 there and 1 here"),
         ("seed=3", "seed is 0 there and 3 here"),
@@ -192,16 +196,47 @@ def test_what_a_start_without_a_checkpoint_left_is_begun_anew(tmp_path, images):
 
 def test_the_data_may_move_but_not_change(tmp_path, images, capsys):
     old, new = tmp_path / "old", tmp_path / "new"
-    shutil.copytree(images.removeprefix("data.root="), old)
+    for split in ("train", "val", "test"):
+        shutil.copytree(images.removeprefix("data.root="), old / split)
     go(tmp_path / "run", *SMALL, f"data.root={old}", "train.max_steps=2")
     old.rename(new)
     resume(tmp_path / "run", f"data.root={new}", "train.max_steps=4")
-    Image.fromarray(np.full((8, 8), 7, dtype=np.uint8)).save(next(new.glob("1/*.png")))
-    with pytest.raises(SystemExit) as exit:
-        resume(tmp_path / "run", f"data.root={new}", "train.max_steps=6")
-    assert exit.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert ("training images" in error) != ("test images" in error) and "labels were" not in error, error
+    other = Image.fromarray(np.full((8, 8), 7, dtype=np.uint8))
+    other.save(new / "test/1/1.png")  # which no training reads
+    resume(tmp_path / "run", f"data.root={new}", "train.max_steps=6")
+    for split, changed in (("val", "validation images"), ("train", "training images and validation images")):
+        other.save(new / split / "1/1.png")
+        with pytest.raises(SystemExit) as exit:
+            resume(tmp_path / "run", f"data.root={new}", "train.max_steps=8")
+        assert exit.value.code == 2 and f"its {changed} were others" in capsys.readouterr().err
+
+
+class WithoutTest(Dataset):
+    """A data set whose test images nobody may ask for."""
+
+    def __getattribute__(self, name: str) -> Any:
+        assert not name.startswith("test"), "a training read its test images"
+        return super().__getattribute__(name)
+
+
+def test_no_training_reads_test_images(tmp_path, images, monkeypatch):
+    """Validation, pictures, guard, the objective's distance and a resume without them: the bits of a run with them."""
+    more = [*SMALL, images, "energy.classes=2", "loss=[contrastive_divergence,classification]", "train.max_steps=20"]
+    more += ["objective=frechet", f"cache={tmp_path / 'cache'}", "train.save_every_steps=13"]
+    more += ["train.validate_every_epochs=1", "train.sample_every_epochs=2"]
+    go(tmp_path / "whole", *more)
+
+    def without_test(config: Any, **how: Any) -> Any:
+        part = instantiate(config, **how)
+        if isinstance(part, Dataset):
+            part.__class__ = WithoutTest
+        return part
+
+    monkeypatch.setattr(train, "instantiate", without_test)
+    go(tmp_path / "parts", *more)
+    (tmp_path / "parts/checkpoints/step_000013.pt").replace(tmp_path / "parts/checkpoints/last.pt")
+    resume(tmp_path / "parts", f"cache={tmp_path / 'cache'}")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_key_that_the_run_does_not_have(tmp_path, images, capsys):
@@ -220,7 +255,7 @@ HOSTILE_STATES = {
     "guard.rollbacks is 5": {"guard": {"rollbacks": 5}},
     "strikes or rollbacks are others": {"guard": {"strikes": {}}},
     "position in the epoch is 0.5": {"batches": {"position": 0.5}},
-    "not one of the 72 training images": {"batches": {"order": torch.zeros(0, dtype=torch.int64), "position": 0}},
+    "not one of the 64 training images": {"batches": {"order": torch.zeros(0, dtype=torch.int64), "position": 0}},
     "class means are those of other data": {"buffer": {"class_means": torch.zeros(3)}},
     "ranks had": {"shards": [{"size": 10**12, "front": 0}, {"size": -(10**12), "front": 0}]},
     "KeyError('tracker')": {"tracker": None},
@@ -327,14 +362,14 @@ def test_what_fails_at_the_end_loses_nothing(tmp_path, images, monkeypatch, what
     assert checkpoint.load(tmp_path / "run")["step"] == 8
     resume(tmp_path / "run", f"cache={tmp_path / 'cache'}")  # the pictures and the distance are still due
     assert_same_run(tmp_path / "whole", tmp_path / "run")
-    assert records(tmp_path / "run")[-1]["frechet"] > 0
+    assert records(tmp_path / "run")[-1]["val/frechet"] > 0
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path, images):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="the classifier is not kept"):
         go(tmp_path / "run", *SMALL, images, "train.max_steps=2", "objective=frechet", f"cache={tmp_path}/file/cache")
-    assert records(tmp_path / "run")[-1]["frechet"] > 0
+    assert records(tmp_path / "run")[-1]["val/frechet"] > 0
 
 
 def test_not_a_run(tmp_path, images, capsys):

@@ -142,12 +142,13 @@ def test_objectives(tmp_path, monkeypatch, capsys):
         (tmp_path / f"classes/{i % 2}").mkdir(parents=True, exist_ok=True)
         Image.effect_noise((8, 8), 99).save(tmp_path / f"classes/{i % 2}/{i}.png")
     small = [*SMALL, f"data.root={tmp_path}/classes", "data.test_fraction=0.5", "train.max_steps=1"]
-    for name in ("frechet", "train/loss"):
+    for name in ("frechet", "val/frechet", "train/loss"):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose("train", [*small, f"objective={name}"])
         (tmp_path / name.replace("/", "_")).mkdir()
         value = train.launch(cfg, tmp_path / name.replace("/", "_"))
-        assert value == tracking.last_values(tmp_path / name.replace("/", "_"))[name] > 0
+        logged = tracking.last_values(tmp_path / name.replace("/", "_"))
+        assert value == logged["val/frechet" if name == "frechet" else name] > 0
     for name, message in (("cd", "must be frechet or"), ("val/c", "was never logged"), ("frechet", "labels")):
         with pytest.raises(SystemExit):
             folder = tmp_path / message.replace(" ", "_")
