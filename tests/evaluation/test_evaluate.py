@@ -111,10 +111,10 @@ def test_names(whole: dict[str, Any], runs: list[Path]) -> None:
         for key in (f"{name}/noise", f"{name}/halves", f"{name}/halves/gradient_norm", f"{name}/tiny/typicality"):
             low, high = whole[f"{key}/ci95"]
             assert 0 <= low <= whole[key] + 1e-9 and whole[key] <= high + 1e-9 and high <= 1
-    for key in ("frechet", "kid", "precision", "recall", "density", "coverage"):
+    for key in ("frechet", "kernel", "precision", "recall", "density", "coverage"):
         for steps in ("2", "4", "4/buffer", "real"):
-            low, high = whole[f"{key}/classifier-n16/{steps}/ci95"]
-            assert low <= whole[f"{key}/classifier-n16/{steps}"] <= high
+            low, high = whole[f"{key}/mnist-n16/{steps}/ci95"]
+            assert low <= whole[f"{key}/mnist-n16/{steps}"] <= high
     assert {"class_entropy/4", "class_entropy/4/ci95", "confidence/2", "nearest/4", "copies/4/buffer"} <= whole.keys()
     assert {"chains/rhat/all", "chains/ess/noise", "chains/same_class", "chains/steady_state"} <= whole.keys()
     assert {"log_z/lower", "log_z/upper", "bits_per_dim/lower", "bits_per_dim/upper/ci95"} <= whole.keys()

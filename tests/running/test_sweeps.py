@@ -137,7 +137,7 @@ def test_started_again_a_sweep_does_what_is_left(swept, tmp_path, images):  # no
 
 
 def test_objectives(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(features, "cached_classifier", lambda data, *_: (features.Classifier(data.shape, 2), {}))
+    monkeypatch.setattr(features, "own_classifier", lambda data, *_: features.Classifier(data.shape, 2).eval())
     for i in range(200):
         (tmp_path / f"classes/{i % 2}").mkdir(parents=True, exist_ok=True)
         Image.effect_noise((8, 8), 99).save(tmp_path / f"classes/{i % 2}/{i}.png")
