@@ -17,11 +17,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from scipy.stats import kstest
 
 import evaluate
+from ebm.data import Dataset
 from ebm.energies import ConvEnergy, MLPEnergy
+from ebm.evaluation import ais
 from ebm.evaluation.chains import chains
+from ebm.evaluation.chains import run as run_chains
 from ebm.evaluation.evaluation import Evaluation
+from ebm.evaluation.likelihood import likelihood
 from ebm.evaluation.ood_scores import ood
 from ebm.running import checkpoint, sweep, trained
 from ebm.sampling.buffer import ReplayBuffer
@@ -219,6 +224,20 @@ def test_a_part_from_python(runs: list[Path], tmp_path: Path, capsys: Any) -> No
     assert [section.title for section in ev.sections] == ["Outliers", "Chains"]
     assert ev.skipped.keys() == {"ood/kmnist"} and (tmp_path / "chains.png").is_file()
     assert "AUROC" in capsys.readouterr().out
+
+
+def test_chains_from_data_start_at_random_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long chains and reverse AIS chains, of test images in order: image i is i/1000 all over."""
+    x = (torch.arange(1000) / 1000).view(-1, 1, 1, 1).repeat(1, 1, 4, 4)
+    energy, data = MLPEnergy((1, 4, 4), hidden=4), Dataset("in order", x, x)
+    ev = Evaluation([energy], data, SGLD(steps=1), tmp_path, torch.device("cpu"))
+    starts = {"chains": run_chains(ev, 64, 1)[-1][0][64:]}
+    monkeypatch.setattr(ais, "bracket", lambda energy, base, x, *_: starts.update(ais=x) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        likelihood(ev, chains=64, temperatures=2, power=1.0, leapfrog=1, acceptance=0.8, burn_in=1)
+    for images in starts.values():
+        values = images[:, 0, 0, 0]
+        assert len(values.unique()) == 64 and kstest(values, "uniform").pvalue > 1e-6
 
 
 def pictures(folder: Path, count: int) -> Path:

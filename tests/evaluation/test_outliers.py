@@ -45,7 +45,7 @@ def test_halves_are_of_two_images() -> None:
 
 
 def test_noise_has_its_level_and_stays_in_the_box() -> None:
-    grey = Dataset("grey", torch.zeros(1, 1, 8, 8), torch.zeros(500, 1, 8, 8))
+    grey = Dataset("grey", torch.zeros(2, 1, 8, 8), torch.zeros(500, 1, 8, 8))
     assert get("gaussian_0.1", grey).std() == pytest.approx(0.1, rel=0.03)
     assert get("noisy", grey).std() == pytest.approx(0.3, rel=0.03)
     assert get("uniform_0.3", grey).abs().max() == pytest.approx(0.3, rel=0.01)
