@@ -1,4 +1,5 @@
-"""The parts `likelihood` and `density`, whole, against laws whose code length, log Z and divergence are known."""
+"""The parts `likelihood`, `density` and `classification`, whole, against laws whose code length, log Z, divergence and
+p(y | x) are known."""
 
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ebm.data import Dataset
 from ebm.densities import GaussianMixture
+from ebm.evaluation.classification import classification
 from ebm.evaluation.density import density
 from ebm.evaluation.evaluation import Evaluation
 from ebm.evaluation.likelihood import dequantised, likelihood
@@ -105,6 +107,34 @@ def test_points_have_the_law_at_their_temperature(tmp_path: Path, temperature: f
     assert found["log_z"] == pytest.approx(1.5, abs=1e-4)
     assert found["kl"] == pytest.approx(0.1**2 / (2 * 0.15**2), rel=1e-3)
     assert found["nll"] == pytest.approx(-float(model.log_prob(x[1000:]).mean()), abs=1e-4)
+
+
+class TwoClasses(nn.Module):
+    """E(x, y) = T·‖x − μ_y‖²/2σ², μ = (∓0.1, 0), σ = 0.2: p(y = 1 | x) = 1/(1 + exp(−0.2·x₁/σ²)), whatever T."""
+
+    classes = 2
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature, self.means = temperature, torch.tensor([[-0.1, 0.0], [0.1, 0.0]])
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.temperature * (x[:, None] - self.means[labels]).square().sum(dim=2) / (2 * 0.2**2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 5.0])
+def test_classes_have_the_odds_of_the_law(tmp_path: Path, temperature: float) -> None:
+    energy, labels = TwoClasses(temperature), torch.arange(4000) % 2
+    noise = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+    x = (energy.means[labels] + 0.2 * noise).clamp(-1, 1)
+    data = Dataset("plane", x[:20], x[20:], labels[:20], labels[20:])
+    found = evaluated(tmp_path, energy, data, classification).numbers
+    log_odds = (0.2 * x[20:, 0] / 0.2**2).double()
+    right = torch.where(labels[20:] == 1, log_odds, -log_odds)
+    assert found["classification/nll"] == pytest.approx(float(nn.functional.softplus(-right).mean()), abs=1e-5)
+    assert found["classification/confidence"] == pytest.approx(float(log_odds.abs().sigmoid().mean()), abs=1e-5)
+    assert found["classification/accuracy"] == pytest.approx(float((right > 0).double().mean()))
+    assert found["classification/calibration_error"] < 0.05  # of data of the law itself
 
 
 def test_quadrature_of_images_is_skipped(tmp_path: Path) -> None:
