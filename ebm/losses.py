@@ -159,7 +159,7 @@ class KL(Loss):
     contrastive divergence leaves out of its own gradient (Du, Li, Tenenbaum & Mordatch 2021, section 3.1).
 
     x'(θ) are the negatives `steps` steps further, without noise but with the sampler's `step_size`, `grad_clamp` and
-    `bounds`: the steps are to lead to low energies, and not together.
+    `bounds`: the steps are to lead to low energies, and not together. `entropy_weight` is in the energy's unit, like T.
     """
 
     def __init__(

@@ -70,10 +70,7 @@ def bracket(
     check.number("ais.acceptance", acceptance, 0, 1, open_low=True)
     check.that(len(samples) >= 2, f"ais.chains must be at least 2, got {len(samples)}")
 
-    sizes, T = [0.1] * len(betas), temperature_of(energy)
-
-    def target(x: Tensor) -> Tensor:
-        return energy(x) / T
+    sizes, target = [0.1] * len(betas), _over_temperature(energy)
 
     def walk(x: Tensor, forward: bool = True, tune: bool = False) -> tuple[Tensor, float]:
         """Summed log weights (chains,) over temperatures 1 … K, or K … 1 in reverse, and the mean acceptance."""
@@ -103,6 +100,11 @@ def bracket(
     if not bool(torch.isfinite(lower).all() and torch.isfinite(upper).all()):
         raise ValueError("annealed importance sampling gave weights that are not finite")
     return Bracket(lower + base.log_z, upper + base.log_z, {"forward": forward, "reverse": reverse})
+
+
+def _over_temperature(energy: Energy) -> Energy:
+    T = temperature_of(energy)
+    return lambda x: energy(x) / T
 
 
 def _between(base: Energy, target: Energy, beta: float) -> Energy:
