@@ -38,8 +38,8 @@ def arguments_of(settings: Mapping[str, Any], state: Mapping[str, Any]) -> dict[
     root, background = next(root for root in roots if root), trained.background_of(state, data)
     ood = ood | {"root": root, "noise_std": settings["noise_std"], "background": background}
     samples = settings["samples"] | {"buffer": state.get("buffer")}
-    densities = {"of_points": settings["densities"], "of_images": settings["ais"]}
-    return {"ood": ood, "samples": samples, "classification": {}, "chains": chains, "densities": densities}
+    densities = {"density": settings["density"], "likelihood": settings["ais"]}
+    return {"ood": ood, "samples": samples, "classification": {}, "chains": chains} | densities
 
 
 def evaluate(cfg: DictConfig, number: int | None = None) -> Path:

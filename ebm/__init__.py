@@ -1,4 +1,4 @@
-"""plain-ebm: deep energy-based models in plain PyTorch.  p(x) ∝ exp(−E(x)) everywhere."""
+"""plain-ebm: deep energy-based models in plain PyTorch.  p(x) ∝ exp(−E(x)/T) everywhere."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Energies made of energies. None has a `chain()`: the sampler takes autograd."""
+"""Energies made of energies, at the temperature of the first. None has a `chain()`: the sampler takes autograd."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,15 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from ebm import check
+from ebm.energies import temperature_of
 
 
 class Composed(nn.Module):
     """x (B, *shape) → E(x) (B,) of several energies E_i with weights w_i (Du, Li & Mordatch 2020, "Compositional
     visual generation with energy-based models", section 3.2):
 
-        and  E(x) = Σ w_i E_i(x): the product of the densities; w_i < 0 divides by one, which is NOT
-        or   E(x) = −log Σ w_i exp(−E_i(x)), w_i > 0: their mixture, in shares of w_i times the unknown Z_i
+        and  E(x)/T = Σ w_i E_i(x)/T_i: the product of the densities; w_i < 0 divides by one, which is NOT
+        or   E(x)/T = −log Σ w_i exp(−E_i(x)/T_i), w_i > 0: their mixture, in shares of w_i times the unknown Z_i
 
+    T_i are their temperatures, and T is T_1, so that the first one's sampler fits the composition as it is.
     Raises ValueError for energies of other shapes (where they name one), weights out of range or another number.
     """
 
@@ -37,20 +39,26 @@ class Composed(nn.Module):
         self.energies = nn.ModuleList(energies)
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32))
 
+    @property
+    def temperature(self) -> float:
+        return temperature_of(self.energies[0])
+
     def forward(self, x: Tensor) -> Tensor:
-        energies = torch.stack([energy(x) for energy in self.energies])
+        energies = torch.stack([energy(x) / temperature_of(energy) for energy in self.energies])
         weights = self.weights.to(energies)[:, None]
         if self.combine == "and":
-            return (weights * energies).sum(dim=0)
-        return -torch.logsumexp(weights.log() - energies, dim=0)
+            return self.temperature * (weights * energies).sum(dim=0)
+        return -self.temperature * torch.logsumexp(weights.log() - energies, dim=0)
 
 
 class InterpolationPath(nn.Module):
-    """A path of n images is one chain, x (B, n, *shape) → (B,): Σ_i E(x_i) + spring/2 · Σ_i ‖x_{i+1} − x_i‖²."""
+    """A path of n images is one chain, x (B, n, *shape) → (B,): Σ_i E(x_i) + spring/2 · Σ_i ‖x_{i+1} − x_i‖², at
+    the temperature of E."""
 
     def __init__(self, energy: nn.Module, spring: float) -> None:
         super().__init__()
         self.energy, self.spring = energy, check.number("spring", spring, 0)
+        self.temperature = temperature_of(energy)
 
     def forward(self, x: Tensor) -> Tensor:
         energies = self.energy(x.flatten(0, 1)).view(x.shape[:2]).sum(dim=1)
@@ -73,11 +81,13 @@ def linear_paths(ends: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 class Observed(nn.Module):
     """An image and what was seen of it are one chain, x (B, 2, *shape) → (B,):
-    E(x_0) + fidelity/2 · ‖degrade(x_0) − x_1‖². The sampler's `given` holds x_1."""
+    E(x_0) + fidelity/2 · ‖degrade(x_0) − x_1‖², at the temperature T of E: seen with noise of variance T/fidelity. The
+    sampler's `given` holds x_1."""
 
     def __init__(self, energy: nn.Module, degrade: Callable[[Tensor], Tensor], fidelity: float) -> None:
         super().__init__()
         self.energy, self.degrade, self.fidelity = energy, degrade, check.number("fidelity", fidelity, 0)
+        self.temperature = temperature_of(energy)
 
     def forward(self, x: Tensor) -> Tensor:
         misfit = (self.degrade(x[:, 0]) - x[:, 1]).square().flatten(1).sum(dim=1)

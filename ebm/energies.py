@@ -1,8 +1,13 @@
-"""Energy networks: x (B, *shape) → E(x) of shape (B,), with p(x) ∝ exp(−E(x)); with classes, E(x, y) as well."""
+"""Energy networks: x (B, *shape) → E(x) of shape (B,); with classes, E(x, y) as well.
+
+The law of an energy is p(x) ∝ exp(−E(x)/T), T its `temperature`, 1 where it has none. Log densities are in nats of that
+law, −E(x)/T − log Z; steps of the sampler, clamps and scores −E(x) are in the energy's own unit.
+"""
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +15,18 @@ from torch import Tensor, nn
 from ebm import check
 
 
+def temperature_of(energy: Any) -> float:
+    """T of the law p(x) ∝ exp(−E(x)/T). Raises ValueError where the energy's `temperature` is no finite number > 0."""
+    return check.number("energy.temperature", float(getattr(energy, "temperature", 1.0)), 0, open_low=True)
+
+
 class Network(nn.Module):
     """What the energies below share: `outputs` f: x (B, *shape) → (B, 1), the energy, or with `classes` (B, classes),
     which is the chain of `layers` where a class has no other.
 
-    With classes p(x, y) ∝ exp(−E(x, y)/T), T the `temperature`: E(x, y) = −f(x)[y], E(x) = −T·log Σ_y exp(f(x)[y]/T)
-    and p(y | x) = softmax(f(x)/T). With T = 1 a classifier is an energy of images and labels (Grathwohl et al. 2020,
-    "JEM", section 3); with less, energies stay small where the classifier is sure.
+    With classes p(x, y) ∝ exp(−E(x, y)/T): E(x, y) = −f(x)[y], E(x) = −T·log Σ_y exp(f(x)[y]/T), and p(y | x) =
+    softmax(f(x)/T). With T = 1 a classifier is an energy of images and labels (Grathwohl et al. 2020, "JEM", section
+    3); with less, energies stay small where the classifier is sure.
     """
 
     layers: nn.Sequential

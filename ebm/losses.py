@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ebm import check
 from ebm.data import check_affine, mixed, random_affine
+from ebm.energies import temperature_of
 
 Logs = dict[str, Tensor]
 
@@ -35,7 +36,7 @@ class Batch:
 
     @property
     def temperature(self) -> float:
-        return getattr(self.energy, "temperature", 1.0)
+        return temperature_of(self.energy)
 
     @classmethod
     def of(
@@ -56,7 +57,7 @@ class Batch:
             labels = torch.arange(module.classes, device=x.device)
             of_all_labels = energy(x, labels.expand(len(x), -1))  # E(x, y) for all y
             energies = of_all_labels.gather(1, torch.cat([y_data, y_model]).unsqueeze(1)).squeeze(1)
-            logits = -of_all_labels[: len(x_data)] / getattr(module, "temperature", 1.0)
+            logits = -of_all_labels[: len(x_data)] / temperature_of(module)
         e_data, e_model = energies[: len(x_data)], energies[len(x_data) :]
         return cls(module, x_data, x_model, y_data, y_model, e_data, e_model, logits)
 
@@ -158,7 +159,7 @@ class KL(Loss):
     contrastive divergence leaves out of its own gradient (Du, Li, Tenenbaum & Mordatch 2021, section 3.1).
 
     x'(θ) are the negatives `steps` steps further, without noise but with the sampler's `step_size`, `grad_clamp` and
-    `bounds`: the steps are to lead to low energies, and not together.
+    `bounds`: the steps are to lead to low energies, and not together. `entropy_weight` is in the energy's unit, like T.
     """
 
     def __init__(

@@ -71,6 +71,37 @@ def test_and_is_the_exact_product_of_gaussians(weights):
     assert_law(x, mean, std)
 
 
+@pytest.mark.parametrize("temperatures", [(0.2, 3.0), (3.0, 0.2)])
+def test_and_of_other_temperatures_is_the_exact_product_of_their_laws(temperatures):
+    """E = ‖x − μ‖²/2σ² at T is the law N(μ, T·σ²): precisions add, and the sampler's steps are the first one's."""
+    means, stds = [[-0.3, 0.2], [0.5, 0.1]], [0.2, 0.3]
+    energies = [gaussian(*one) for one in zip(means, stds, strict=True)]
+    for energy, temperature in zip(energies, temperatures, strict=True):
+        energy.temperature = temperature
+    precisions = [1 / (T * std**2) for T, std in zip(temperatures, stds, strict=True)]
+    std = sum(precisions) ** -0.5
+    mean = [sum(p * m[i] for p, m in zip(precisions, means, strict=True)) * std**2 for i in range(2)]
+    energy = Composed(energies)
+    assert energy.temperature == temperatures[0]
+    step_size = 0.02 * std**2 / temperatures[0]  # of its variance, 2 %
+    x = langevin(step_size)(energy, torch.zeros(4000, 2), generator())
+    assert_law(x, mean, std, step_size * temperatures[0])
+
+
+def test_or_of_other_temperatures_is_the_exact_mixture_of_their_laws():
+    """log Σ w_i exp(−E_i/T_i), Z_i = 2π·T_i·σ²: shares w_i·Z_i of Gaussians of variance T_i·σ²."""
+    means, std, weights, temperatures = torch.tensor([[-0.3, 0.0], [0.3, 0.0]]), 0.2, [0.25, 0.75], [0.5, 2.0]
+    energies = [gaussian(mean.tolist(), std) for mean in means]
+    for energy, temperature in zip(energies, temperatures, strict=True):
+        energy.temperature = temperature
+    composed, T = Composed(energies, "or", weights), torch.tensor(temperatures)
+    z = torch.tensor(weights) * 2 * math.pi * T * std**2
+    x = torch.rand(50, 2, generator=generator()) * 2 - 1
+    mixture = GaussianMixture(means, std * T.sqrt(), z, log_z=math.log(z.sum()))
+    torch.testing.assert_close(composed(x) / composed.temperature, mixture(x), atol=1e-4, rtol=1e-4)
+    assert composed.temperature == 0.5
+
+
 def test_or_is_the_exact_mixture():
     means, std, weights = torch.tensor([[-0.3, 0.0], [0.3, 0.0]]), 0.2, [0.25, 0.75]
     energy = Composed([gaussian(mean.tolist(), std) for mean in means], "or", weights)
@@ -115,13 +146,17 @@ def test_path_of_images_under_springs_is_linear():
     assert energies.shape == (2,)
 
 
-def test_observed_is_the_gaussian_posterior():
-    """Prior N(0, 0.5²), seen with noise of variance 1/fidelity: precisions add."""
-    energy = Observed(gaussian([0.0, 0.0], 0.5), lambda x: x, fidelity=12.0)
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_observed_is_the_gaussian_posterior(temperature):
+    """Prior N(0, T·s²) = N(0, 0.5²), seen with noise of variance T/fidelity = 1/12: precisions add."""
+    prior = gaussian([0.0, 0.0], 0.5 / math.sqrt(temperature))
+    prior.temperature = temperature
+    energy = Observed(prior, lambda x: x, fidelity=12.0 * temperature)
+    assert InterpolationPath(prior, 0.1).temperature == temperature
     seen = torch.tensor([0.4, -0.2]).expand(4000, 2)
     start = torch.stack([torch.zeros_like(seen), seen], dim=1)
     mask = torch.tensor([False, True])[None, :, None].expand_as(start)
-    x = langevin()(energy, start, generator(), given=(mask, start))
+    x = langevin(1e-3 / temperature)(energy, start, generator(), given=(mask, start))
     assert torch.equal(x[:, 1], seen)
     assert_law(x[:, 0], [0.3, -0.15], 0.25)
 

@@ -358,8 +358,10 @@ def test_every_data_set_in_sample_and_evaluate(option, tmp_path, request, monkey
         )
         assert result.returncode == 0, result.stderr
     small = ["ood.sets=[noise,mnist]", "ood.scores=[]", "bootstrap=2", "chains.count=2", "chains.steps=16"]
-    small += ["densities.cells=9", "densities.steps=2", "ais.chains=2", "ais.temperatures=2", "ais.burn_in=1"]
-    parts = "[ood,classification,densities" + (",chains]" if len(shape) == 1 else "]")  # of images: their classifier
+    small += ["density.cells=9", "density.steps=2", "ais.chains=2", "ais.temperatures=2", "ais.burn_in=1"]
+    parts = "[ood,classification,density,likelihood" + (
+        ",chains]" if len(shape) == 1 else "]"
+    )  # of images: their classifier
     result = run(
         "evaluate.py", *arguments, *small, f"evaluation.parts={parts}", "wandb.mode=disabled", f"out={tmp_path / 'out'}"
     )

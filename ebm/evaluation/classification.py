@@ -3,6 +3,7 @@ it is of itself."""
 
 import torch
 
+from ebm.energies import temperature_of
 from ebm.evaluation import figures, metrics
 from ebm.evaluation.evaluation import Evaluation
 
@@ -20,7 +21,7 @@ def classification(ev: Evaluation) -> None:
     every_label = torch.arange(classes, device=ev.device)
     with torch.no_grad():
         energies = metrics.in_batches(lambda x: energy(x, every_label.expand(len(x), -1)), data.test, **ev.how)
-    found = metrics.classification(-energies / getattr(energy, "temperature", 1.0), data.test_labels)
+    found = metrics.classification(-energies / temperature_of(energy), data.test_labels)
     for name in ("accuracy", "confidence", "nll"):
         ev.put_mean(f"classification/{name}", found[name])
     ev.put("classification/calibration_error", found["calibration_error"].item())

@@ -1,83 +1,60 @@
-"""The part `densities`: log Z and likelihood, by quadrature in two dimensions, by annealed importance sampling for
-images."""
+"""The part `likelihood`: log Z and bits per dimension, between bounds by annealed importance sampling."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from ebm import densities
-from ebm.data import scaled
-from ebm.energies import labels_in_proportion
-from ebm.evaluation import ais, figures, metrics
+from ebm.energies import temperature_of
+from ebm.evaluation import ais
 from ebm.evaluation.evaluation import Evaluation
 
 
-def density(ev: Evaluation, of_points: Mapping[str, Any], of_images: Mapping[str, Any]) -> None:
-    """`plane` of data in two dimensions, with the settings `of_points`, or `likelihood` with those `of_images`."""
-    if ev.dataset.shape == (2,):
-        plane(ev, **of_points)
-    else:
-        likelihood(ev, **of_images)
-
-
-def plane(ev: Evaluation, cells: int, steps: int) -> None:
-    """log Z, the test points' likelihood and the divergence from the data's law, where that is known.
-
-    cells  of the quadrature's grid, a side
-    steps  SGLD steps of the samples drawn
-    """
-    data = ev.dataset
-    grid = densities.midpoints(cells)
-    log_q = torch.from_numpy(ev.scores(grid))
-    test = ev.scores(data.test)
-    log_z = densities.log_integral(log_q)
-    log_q = log_q - log_z
-    ev.put("log_z", log_z)
-    ev.put("nll", log_z - test.mean(), metrics.mean_ci95(log_z - test, ev.bootstrap, ev.rng()))
-    panels = {"energy": -log_q, "density of the model": log_q.exp()}
-    if data.log_prob is None:
-        ev.skipped["kl"] = f"the law of data set {data.name} is not known"
-    else:
-        log_p = data.log_prob(grid)
-        ev.put("kl", densities.kl_on_grid(log_p, log_q))
-        ev.put("nll/truth", -float(data.log_prob(data.test).double().mean()))
-        panels["density of the data"] = log_p.exp()
-    panels = {title: values.view(cells, -1) for title, values in panels.items()}
-    drawn = ev.sampled(ev.noise(4096), labels_in_proportion(ev.energies[0], 4096), steps)
-    panels |= {f"samples, {steps} steps": drawn, "data": data.test[:4096]}
-    ev.draw("densities.png", f"{data.name}: energy surface, densities, samples and data.", figures.points, panels)
-    keys = ("log_z", "nll", "nll/truth", "kl")
-    rows = {key: [key] for key in keys if key in ev.numbers}
-    note = f"integrals over [−1, 1]² on {cells}² cells; nll: −log-likelihood of the test points"
-    ev.section("Density", [""], {"nats": "{}"}, rows, [note])
+def dequantised(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Bytes b as (b + u)/128 − 1, u ~ U[0, 1): a point of the byte's cell, whose 256 fill [−1, 1]."""
+    return (x + torch.rand(x.shape, generator=generator)) / 128 - 1
 
 
 def likelihood(
     ev: Evaluation, chains: int, temperatures: int, power: float, leapfrog: int, acceptance: float, burn_in: int
 ) -> None:
-    """Bounds of log Z and of bits per dimension of the test images, by `ais.bracket`, whose settings these are."""
-    data = ev.dataset
-    dims, count = math.prod(data.shape), min(chains, len(data.test))
+    """Bounds of log Z, nats, and of bits per dimension of the test images, by `ais.bracket`, whose settings these are.
+
+    Of bytes b they are a code length: with the `dequantised` y, −log₂ P(b) <= E_u[−log₂ p(y)] − dims·log₂(1/128) (Theis
+    et al. 2016, "A note on the evaluation of generative models", section 3.1). Of floats: −log₂ p(x) / dims.
+    """
+    data, energy = ev.dataset, ev.energies[0]
+    of_bytes = data.test.dtype == torch.uint8
+    x = dequantised(data.test, torch.Generator().manual_seed(ev.seed + 2)) if of_bytes else data.test
+    dims, count = math.prod(data.shape), min(chains, len(x))
     generator = torch.Generator(ev.device).manual_seed(ev.seed)
-    x, base = scaled(data.test[ev.chosen(data.test, count)]).to(ev.device), densities.Uniform(data.shape, ev.device)
-    betas = ais.temperatures(temperatures, power)
-    found = ais.bracket(ev.energies[0], base, x, generator, betas, leapfrog, acceptance, (-1, 1), burn_in)
-    mean = float(ev.scores(data.test).mean())
-    quantised = math.log2(127.5) if data.test.dtype == torch.uint8 else 0.0  # a byte's width in [−1, 1] is 2/255
+    base, betas = densities.Uniform(data.shape, ev.device), ais.temperatures(temperatures, power)
+    start = x[ev.chosen(x, count)].to(ev.device)
+    found = ais.bracket(energy, base, start, generator, betas, leapfrog, acceptance, (-1, 1), burn_in)
+    mean = float(ev.scores(x).mean()) / temperature_of(energy)
     for side in ("lower", "upper"):
         value, error = found.bound(side)
         ev.put(f"log_z/{side}", value, [value - 1.96 * error, value + 1.96 * error])
-        bits = [(z - mean) / dims / math.log(2) + quantised for z in ev.triple(f"log_z/{side}")]
+        bits = [(z - mean) / dims / math.log(2) + (7 if of_bytes else 0) for z in ev.triple(f"log_z/{side}")]
         ev.put(f"bits_per_dim/{side}", bits[0], bits[1:])
-    gap = ev.numbers["log_z/upper"] - ev.numbers["log_z/lower"]
-    holds = f"The upper bound, {gap:.1f} nats above the lower, holds only if chains of exp(−E) from test images have"
-    short = "A model of short runs may have none: bits per dim then say little of its samples."
-    notes = [f"{count} chains of AIS, {temperatures} temperatures, acceptance {found.acceptance:.2f}"]
-    notes.append(f"{holds} reached its steady state. {short}")
-    if "chains/steady_state" in ev.numbers:
-        notes.append(f"steady state by the chains' split-R̂: {'yes' if ev.numbers['chains/steady_state'] else 'no'}")
+    for way, rate in found.acceptance.items():
+        ev.put(f"ais/acceptance/{way}", rate)
     columns = {"lower bound": "{}/lower", "upper bound": "{}/upper"}
     rows = {"log_z": ["log Z, nats"], "bits_per_dim": ["bits per dim"]}
-    ev.section("Likelihood", [""], columns, rows, notes, digits=3)
+    ev.section("Likelihood", [""], columns, rows, notes_of(ev, found, count, temperatures), digits=3)
+
+
+def notes_of(ev: Evaluation, found: ais.Bracket, count: int, temperatures: int) -> list[str]:
+    """What the bounds are of, and what they hold upon."""
+    rates = " and ".join(f"{rate:.2f} {way}" for way, rate in found.acceptance.items())
+    code = "bits per dim are a code length of bytes, by uniform noise of a byte's width; a flat energy has 8"
+    density = "the images are no bytes: bits per dim are −log₂ of a density, and no code length"
+    gap = ev.numbers["log_z/upper"] - ev.numbers["log_z/lower"]
+    holds = f"The upper bound, {gap:.1f} nats above the lower, holds only if chains of exp(−E/T) from test images have"
+    short = "A model of short runs may have none: bits per dim then say little of its samples."
+    notes = [f"{count} chains of AIS each way, {temperatures} temperatures, acceptance {rates}"]
+    notes += [code if ev.dataset.test.dtype == torch.uint8 else density, f"{holds} reached its steady state. {short}"]
+    if "chains/steady_state" in ev.numbers:
+        notes.append(f"steady state by the chains' split-R̂: {'yes' if ev.numbers['chains/steady_state'] else 'no'}")
+    return notes

@@ -7,16 +7,17 @@ from typing import Any
 from ebm import check
 from ebm.evaluation.chains import chains
 from ebm.evaluation.classification import classification
-from ebm.evaluation.likelihood import density
+from ebm.evaluation.density import density
+from ebm.evaluation.likelihood import likelihood
 from ebm.evaluation.ood_scores import OTHER_SCORES, ood
 from ebm.evaluation.outliers import keys_of
 from ebm.evaluation.samples import samples
 
 PARTS: dict[str, Callable[..., None]] = {"ood": ood, "samples": samples, "classification": classification}
-PARTS |= {"chains": chains, "densities": density}
+PARTS |= {"chains": chains, "density": density, "likelihood": likelihood}
 # Of what is an integer, by section and key.
 LEAST = {"ais": {"burn_in": 0, "chains": 2, "temperatures": 1}, "samples": {"count": 8, "neighbours": 1}}
-LEAST |= {"chains": {"count": 2, "steps": 16}, "densities": {"cells": 2, "steps": 1}}
+LEAST |= {"chains": {"count": 2, "steps": 16}, "density": {"cells": 2, "steps": 1}}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -41,8 +42,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check.that(Path(str(name)).name == name, f"evaluation.name must be the name of a folder, got {name!r}")
     check.that(isinstance(sets, list), f"ood.sets must be a list of names, got {sets!r}")
     keys_of(sets)
-    cells, temperatures = settings["densities"]["cells"], settings["ais"]["temperatures"]
-    check.memory(f"densities.cells={cells}", 64 * cells**2)
+    cells, temperatures = settings["density"]["cells"], settings["ais"]["temperatures"]
+    check.memory(f"density.cells={cells}", 64 * cells**2)
     check.memory(f"ais.temperatures={temperatures}", 8 * temperatures)
 
 

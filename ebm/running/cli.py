@@ -35,6 +35,9 @@ RENAMED = {
     "train.warmup_sgld_steps": "",
     "energy.attention": "",
     "samples.inception": "",
+    "densities": "density",
+    "evaluation=densities": "evaluation=density of points in the plane, evaluation=likelihood of images",
+    "evaluation.parts=densities": "evaluation.parts=[density] of points in the plane, [likelihood] of images",
     "scheduler=linear": "scheduler=polynomial scheduler.power=1",
     "experiment=outliers": "experiment=wide",
     **{

@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor, nn
 
+from ebm.energies import temperature_of
 from ebm.evaluation.metrics import value_and_gradient
 from ebm.sampling.buffer import ReplayBuffer
 from ebm.sampling.sgld import SGLD, frozen
@@ -24,7 +25,7 @@ def chain_statistics(
 
     The one gradient this takes is outside the SGLD loop, on 32 chains, so that the loop stays bare.
     """
-    step_size, noise_std = sampler.settings(0, max(sampler.steps, 2))
+    step_size, noise_std = sampler.settings(0, max(sampler.steps, 2), temperature_of(energy))
     labels = () if y is None else (y[:32],)
     with frozen(energy):
         _, gradient = value_and_gradient(lambda x: energy(x, *labels), x_model[:32])

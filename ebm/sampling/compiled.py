@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from ebm.energies import Network, Residual
+from ebm.energies import Network, Residual, temperature_of
 from ebm.files import cache_folder
 
 SOURCE = Path(__file__).with_name("sgld.cpp")
@@ -226,9 +226,6 @@ def check_chains(energy: Any, parts: Sequence[Part], x: Tensor) -> None:
     if x.device.type != "cpu" or x.dtype not in FUNCTIONS or kinds != {(x.dtype, x.device)}:
         of_weights = " and ".join(f"{dtype} on {device}" for dtype, device in kinds)
         raise NotCompilable(f"chains are {x.dtype} on {x.device}, weights {of_weights}")
-    temperature = getattr(energy, "temperature", 1.0)
-    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise NotCompilable(f"its temperature is {temperature!r}, not a number > 0")
     convolves = any(isinstance(part.module, nn.Conv2d) for part in parts)
     other_shape = isinstance(energy, Network) and energy.shape != x.shape[1:]
     if other_shape or x.dim() < 2 or (convolves and x.dim() != 4):
@@ -303,7 +300,7 @@ def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box
     channels, size = maps_of(x)
     loaded = library()
     function, vector_bytes = getattr(loaded, FUNCTIONS[x.dtype]), loaded.vector_bytes()
-    temperature = getattr(energy, "temperature", 1.0)
+    temperature = temperature_of(energy)
     clamp = math.inf if grad_clamp is None else grad_clamp
     low, high = bounds or (-math.inf, math.inf)
 

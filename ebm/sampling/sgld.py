@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ebm import check
+from ebm.energies import temperature_of
 from ebm.sampling.chains import GROUP, Energy, Generators, Given, with_generators
 from ebm.sampling.compiled import Box, NotCompilable, Steps, check_hooks, compiled_steps
 from ebm.sampling.cuda import cuda_graph, state_of
@@ -29,8 +30,8 @@ class SGLD:
     steps                           number of steps K, >= 0
     step_size                       factor of the gradient, > 0
     noise_std                       standard deviation of the noise, >= 0, in units of x; "langevin" ties it
-                                    to the step, √(2·step_size): with no clamps, the unadjusted Langevin
-                                    algorithm, whose law tends to exp(−E) for small steps
+                                    to the step, √(2·step_size·T), T the energy's temperature: with no clamps, the
+                                    unadjusted Langevin algorithm, whose law tends to exp(−E/T) for small steps
     grad_clamp                      bound of every component of the gradient, > 0; None for none
     bounds                          (low, high) box of x; None for none
     final_step_size, final_noise_std  where given, the value of the last step, reached linearly (annealing)
@@ -85,12 +86,12 @@ class SGLD:
         # What the last graphs were recorded from, and they: recording one takes as long as some hundred steps.
         self._recorded: tuple[Any, dict[tuple[int, bool], Steps]] = (None, {})
 
-    def settings(self, step: int, steps: int) -> tuple[float, float]:
-        """(step_size, noise_std) of step 0 ≤ `step` < `steps`."""
+    def settings(self, step: int, steps: int, temperature: float = 1.0) -> tuple[float, float]:
+        """(step_size, noise_std) of step 0 ≤ `step` < `steps` with an energy of this temperature."""
         t = step / (steps - 1) if steps > 1 else 1.0
         step_size = self.step_size + t * (self.final_step_size - self.step_size)
         if self.langevin:
-            return step_size, math.sqrt(2 * step_size)
+            return step_size, math.sqrt(2 * step_size * temperature)
         return step_size, self.noise_std + t * (self.final_noise_std - self.noise_std)
 
     def __call__(
@@ -127,6 +128,7 @@ class SGLD:
             got = " and ".join(str(tuple(part.shape)) for part in given)
             raise ValueError(f"given must be a mask and values {tuple(x.shape)} like the chains, got {got}")
         labels = checked_labels(labels, x, getattr(energy, "classes", None))
+        temperature = temperature_of(energy)
         with torch.inference_mode(False), torch.no_grad(), frozen(energy):
             x = x.detach().clone(memory_format=torch.contiguous_format)
             if given:
@@ -134,7 +136,7 @@ class SGLD:
             _, run = self.run_as(energy, x, labelled=labels is not None)
             if callback:
                 callback(0, x)
-            self._run(run, x, generator, steps, callback, every, labels, given)
+            self._run(run, x, generator, steps, temperature, callback, every, labels, given)
         return x
 
     def _run(
@@ -143,6 +145,7 @@ class SGLD:
         x: Tensor,
         generator: Generators,
         steps: int,
+        temperature: float,
         callback: Callable[[int, Tensor], Any] | None,
         every: int,
         labels: Tensor | None,
@@ -159,12 +162,12 @@ class SGLD:
         if not blocks:
             return
         memory = torch.empty(2, max(map(len, blocks)), *x.shape, dtype=x.dtype, device=x.device)
-        noise = self._noise(memory[0], generator, blocks[0], steps)
+        noise = self._noise(memory[0], generator, blocks[0], steps, temperature)
         for i, block in enumerate(blocks):
             jobs = self._start(run, x, noise, [self.settings(step, steps)[0] for step in block], labels)
             try:
                 if i + 1 < len(blocks):
-                    noise = self._noise(memory[(i + 1) % 2], generator, blocks[i + 1], steps)
+                    noise = self._noise(memory[(i + 1) % 2], generator, blocks[i + 1], steps, temperature)
             finally:
                 wait(jobs)  # all of them, so that none still runs when the energy is given back
             for job in jobs:
@@ -180,11 +183,11 @@ class SGLD:
         self(energy, x, generator, callback=lambda _, live: kept.append(live.clone()), every=every, **kwargs)
         return torch.stack(kept)
 
-    def _noise(self, memory: Tensor, generator: Generators, block: range, steps: int) -> Tensor:
+    def _noise(self, memory: Tensor, generator: Generators, block: range, steps: int, temperature: float) -> Tensor:
         """The noise of a block of steps (block, B, *shape), drawn into `memory`."""
         noise = memory[: len(block)]
         for step_noise, step in zip(noise, block, strict=True):
-            noise_std = self.settings(step, steps)[1]
+            noise_std = self.settings(step, steps, temperature)[1]
             for part, its_generator in with_generators(step_noise, generator):
                 part.normal_(0, noise_std, generator=its_generator)
         return noise

@@ -4,7 +4,7 @@ Energy-Based Models", section 3) and what they mean for samples:
 python tests/benchmarks/regimes.py FIGURE.png RUN_A RUN_B RUN_C        # conf/experiment/README.md has their commands
 
 Left: the difference of energies of data and chains, d. Middle: the length of a step's gradient over that of the noise
-that would balance it at temperature 1, √(2 step_size · dimensions). Right: chains from noise after K and 50 K steps.
+that would balance it, √(2 step_size · T · dimensions). Right: chains from noise after K and 50 K steps.
 """
 
 import json
@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
+from ebm.energies import temperature_of
 from ebm.running import checkpoint
 from ebm.sampling.chains import uniform_noise
 from ebm.sampling.sgld import SGLD
@@ -31,7 +32,7 @@ for row, run in zip(axes, runs, strict=True):
     sampler, energy = SGLD(**settings), checkpoint.build_energy(state)
     lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
     difference = [(line["step"], line["train/cd"]) for line in lines if "train/cd" in line]
-    balanced = (2 * sampler.step_size * 2) ** 0.5
+    balanced = (2 * sampler.step_size * temperature_of(energy) * 2) ** 0.5
     force = [(line["step"], line["chain/step_length"] / balanced) for line in lines if "chain/step_length" in line]
     row[0].plot(*zip(*difference, strict=True), lw=0.8)
     row[0].axhline(0, color="0.6", lw=0.8)

@@ -45,9 +45,11 @@ SMALL = [
     "ais.temperatures=8",
     "ais.burn_in=2",
     "ais.chains=4",
-    "densities.cells=40",
-    "densities.steps=5",
+    "density.cells=40",
+    "density.steps=5",
 ]
+
+WHOLE = "evaluation.parts=[ood,samples,classification,chains,density,likelihood]"
 
 
 def run(*overrides: str) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def whole(runs: list[Path], cache: str, images: Path) -> dict[str, Any]:
-    return run(f"checkpoint={runs[0]}", cache, f"ood.root={images}")
+    return run(f"checkpoint={runs[0]}", cache, f"ood.root={images}", WHOLE)
 
 
 def test_names(whole: dict[str, Any], runs: list[Path]) -> None:
@@ -123,10 +125,11 @@ def test_names(whole: dict[str, Any], runs: list[Path]) -> None:
     assert {"class_entropy/4", "class_entropy/4/ci95", "confidence/2", "nearest/4", "copies/4/buffer"} <= whole.keys()
     assert {"chains/rhat/all", "chains/ess/noise", "chains/same_class", "chains/steady_state"} <= whole.keys()
     assert {"log_z/lower", "log_z/upper", "bits_per_dim/lower", "bits_per_dim/upper/ci95"} <= whole.keys()
+    assert {"ais/acceptance/forward", "ais/acceptance/reverse"} <= whole.keys()
     assert "KMNIST is not in" in whole["skipped"]["ood/kmnist"]
     assert set(whole["skipped"]) == {
         f"ood/{n}" for n in ("mnist", "fashion_mnist", "kmnist", "omniglot", "svhn", "cifar10")
-    } | {"classification"}
+    } | {"classification", "density"}
     assert all(np.isfinite(v) for v in whole.values() if isinstance(v, float))
 
 
@@ -146,7 +149,7 @@ def test_twice_and_on_another_batch_size_the_same_bits(
     whole: dict[str, Any], runs: list[Path], cache: str, images: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(123)
-    again = run(f"checkpoint={runs[0]}", cache, f"ood.root={images}", f"out={tmp_path}", "batch_size=17")
+    again = run(f"checkpoint={runs[0]}", cache, f"ood.root={images}", f"out={tmp_path}", "batch_size=17", WHOLE)
     assert again == whole
     part = run(f"checkpoint={runs[0]}", cache, f"ood.root={images}", f"out={tmp_path / 'ood'}", "evaluation=ood")
     assert all(whole[key] == value for key, value in part.items() if key not in ("protocol", "skipped"))
@@ -183,7 +186,7 @@ def test_constant_and_nan_energies_are_errors_and_leave_nothing(runs: list[Path]
         ("ood.scores=[entropy]", "ood.scores must be one of"),
         ("ood.sets=[nonsense]", "ood.sets: nonsense"),
         ("ood.sets=noise", "ood.sets must be a list"),
-        ("densities.cells=1000000", "densities.cells=1000000 takes 64,000,000,000,000 bytes"),
+        ("density.cells=1000000", "density.cells=1000000 takes 64,000,000,000,000 bytes"),
         ("ais.temperatures=1000000000000", "ais.temperatures=1000000000000 takes"),
         ("evaluation.parts=[fid]", "evaluation.parts must be one of"),
         ("evaluation.parts=[]", "evaluation.parts must be a list"),
@@ -313,11 +316,11 @@ def test_points_in_the_plane(tmp_path: Path) -> None:
     config = {"_target_": "ebm.energies.MLPEnergy", "shape": [2], "hidden": 8}
     state = {"energy": energy.state_dict(), "energy_config": config, "config": {"data": data}, "step": 0, "epoch": 0}
     checkpoint.save(tmp_path / "checkpoints" / "last.pt", state)
-    found = run(f"checkpoint={tmp_path}", "evaluation=densities")
+    found = run(f"checkpoint={tmp_path}", "evaluation=density")
     assert found["log_z"] == pytest.approx(np.log(4), abs=1e-2)  # a flat energy over a square of area 4
     assert found["nll"] == pytest.approx(np.log(4), abs=1e-2)
     assert found["kl"] == pytest.approx(np.log(4) - found["nll/truth"], abs=0.1)
-    assert (tmp_path / "evaluation" / "densities" / "densities.png").is_file()
+    assert (tmp_path / "evaluation" / "density" / "density.png").is_file()
     found = run(
         f"checkpoint={tmp_path}", "evaluation=ood", "ood.sets=[noise,gaussian_0.1,rotated,mnist]", "ood.scores=[]"
     )

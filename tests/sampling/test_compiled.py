@@ -342,7 +342,7 @@ CHANGES = {
     "temperature": (
         ConvEnergy,
         lambda e: setattr(e, "temperature", torch.tensor(2.0, dtype=torch.float64)),
-        "its temperature is tensor",
+        None,
     ),
     "shape": (ConvEnergy, lambda e: setattr(e, "shape", (1, 9, 9)), "it does not take images of (1, 8, 8)"),
     "kernel": (

@@ -53,14 +53,35 @@ def test_ar1_law(threads):
     assert abs(x.var().item() - variance) < 5 * variance * math.sqrt(2 / n)
 
 
-def test_langevin_noise_reaches_the_boltzmann_law():
-    """noise_std=langevin: the stationary variance of the discrete chain is a²·2·step/(1 − a²)."""
-    n, step = 100_000, 0.1
-    sampler = SGLD(200, step, "langevin", grad_clamp=None, bounds=None)
-    x = sampler(lambda x: x.square().sum(dim=1) / 2, torch.zeros(n, 1, dtype=torch.float64), generator())
+def parabola(temperature):
+    """E(x) = x²/2 as layers, for every backend: SiLU(z) + SiLU(−z) = z²/2 − z⁴/24 + …, here with z = x/1000."""
+    energy = MLPEnergy((1,), hidden=2, depth=1, temperature=temperature).double()
+    weights = ([[1e-3], [-1e-3]], [0.0, 0.0], [[1e6, 1e6]], [0.0])
+    for parameter, values in zip(energy.parameters(), weights, strict=True):
+        parameter.data = torch.tensor(values, dtype=torch.float64)
+    return energy
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 4.0])
+@pytest.mark.parametrize("backend", ["eager", "compile"])
+def test_langevin_noise_reaches_the_boltzmann_law(backend, temperature):
+    """noise_std=langevin: the stationary variance of the discrete chain is a²·2·step·T/(1 − a²), near T."""
+    n, step = 50_000, 0.1
+    sampler = SGLD(100, step, "langevin", grad_clamp=None, bounds=None, backend=backend)
+    energy = parabola(temperature)
+    x = sampler(energy, torch.zeros(n, 1, dtype=torch.float64), generator())
+    assert sampler.run_as(energy, x)[0] == backend
     a = 1 - step
-    variance = a**2 * 2 * step / (1 - a**2)
+    variance = a**2 * 2 * step * temperature / (1 - a**2)
     assert abs(x.var().item() - variance) < 5 * variance * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    energy = parabola(1.0)
+    energy.temperature = temperature
+    with pytest.raises(ValueError, match=r"energy\.temperature must be a number > 0"):
+        SGLD(1)(energy, torch.zeros(1, 1, dtype=torch.float64), generator())
 
 
 def test_gradient_clamp_and_box():
@@ -77,6 +98,7 @@ def test_annealing_is_linear_from_first_to_last_step():
     got = [sampler.settings(step, 5) for step in range(5)]
     assert got == [pytest.approx(want) for want in [(10, 0.4), (8, 0.3), (6, 0.2), (4, 0.1), (2, 0.0)]]
     assert SGLD(5, step_size=8, noise_std="langevin").settings(3, 5) == (8, 4)
+    assert SGLD(5, step_size=8, noise_std="langevin").settings(3, 5, temperature=0.25) == (8, 2)
 
 
 class Watched(nn.Module):
