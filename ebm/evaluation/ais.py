@@ -1,6 +1,7 @@
 """Annealed importance sampling: log Z of an energy between two bounds."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ def bracket(
     acceptance: float = 0.8,
     bounds: Box = None,
     burn_in: int = 0,
+    progress: Callable[[int], Any] = lambda _: None,
 ) -> Bracket:
     """log Z of exp(−E) by AIS and its reverse (Neal 2001; Grosse et al. 2015, "Sandwiching the marginal likelihood").
 
@@ -61,6 +63,7 @@ def bracket(
     acceptance  that a first pass, which is thrown away, tunes each temperature's step size to: the weights are then
                 those of fixed kernels, and unbiased
     bounds      (low, high) box; chains are reflected at its walls. None for none
+    progress    told 1 after each of the 3K + `burn_in` transitions
 
     The energy is run frozen, as in the sampler. Raises ValueError for weights that are not finite.
     """
@@ -81,6 +84,7 @@ def bracket(
                 weight += gain * _difference(base, energy, x)
             x, rate = hmc(_between(base, energy, float(betas[k])), x, sizes[k] * growth, leapfrog, generator, bounds)
             accepted += rate / len(order)
+            progress(1)
             if not forward:
                 weight += gain * _difference(base, energy, x)
             if tune:
@@ -94,6 +98,7 @@ def bracket(
         x = samples
         for _ in range(burn_in):
             x, _ = hmc(energy, x, sizes[-1], leapfrog, generator, bounds)
+            progress(1)
         upper, _ = walk(x, forward=False)
     if not bool(torch.isfinite(lower).all() and torch.isfinite(upper).all()):
         raise ValueError("annealed importance sampling gave weights that are not finite")

@@ -63,7 +63,9 @@ def likelihood(
     generator = torch.Generator(ev.device).manual_seed(ev.seed)
     x, base = scaled(data.test[:count]).to(ev.device), densities.Uniform(data.shape, ev.device)
     betas = ais.temperatures(temperatures, power)
-    found = ais.bracket(ev.energies[0], base, x, generator, betas, leapfrog, acceptance, (-1, 1), burn_in)
+    how = (leapfrog, acceptance, (-1, 1), burn_in)
+    with ev.progress("likelihood", total=3 * temperatures + burn_in, unit="transitions") as bar:
+        found = ais.bracket(ev.energies[0], base, x, generator, betas, *how, progress=bar.update)
     mean = float(ev.scores(data.test).mean())
     quantised = math.log2(127.5) if data.test.dtype == torch.uint8 else 0.0  # a byte's width in [−1, 1] is 2/255
     for side in ("lower", "upper"):

@@ -34,7 +34,7 @@ def ood(
     members: dict[str, list[metrics.Array]] = {}  # −E(x) of a set by every energy of the ensemble
     examples: dict[str, Tensor] = {}
     example_scores: dict[str, metrics.Array] = {}
-    for key, name in keys_of(["train", "test", *sets]).items():
+    for key, name in ev.progress("ood", keys_of(["train", "test", *sets]).items(), unit="sets"):
         try:
             x = outliers(name, ev.dataset, root, noise_std, ev.seed, background)
             if len(x) < 2:

@@ -1,4 +1,4 @@
-"""The part `samples`: samples against test images in the classifier's features, beside what real images reach."""
+"""The part `samples`: samples against test images in the classifier's features, beside what real ones reach."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,6 +11,7 @@ from ebm.data import scaled
 from ebm.energies import labels_in_proportion
 from ebm.evaluation import features, figures, metrics
 from ebm.evaluation.evaluation import Evaluation
+from ebm.sampling.chains import padded
 
 Start = tuple[Tensor, Tensor | None]  # chains (N, *shape), and their labels (N,) or none
 FROM = {"": "from noise", "/buffer": "from the buffer"}  # where chains start, by the suffix of their numbers' keys
@@ -19,7 +20,7 @@ FROM = {"": "from noise", "/buffer": "from the buffer"}  # where chains start, b
 def samples(
     ev: Evaluation, count: int, steps: Sequence[int], neighbours: int, buffer: Mapping[str, Tensor] | None = None
 ) -> None:
-    """`count` samples, and as many training images, against the test images.
+    """`count` samples, and as many real images (`Evaluation.real`), against the test images.
 
     steps       numbers of SGLD steps, each a run from noise and one from the buffer
     neighbours  k of precision, recall, density and coverage
@@ -29,7 +30,8 @@ def samples(
     if not features.has_classes(data):
         ev.skipped["samples"] = "features come from a classifier, which needs images with labels of two classes or more"
         return
-    asked, count = count, min(count, len(data.test), len(data.train))
+    real, called = ev.real
+    asked, count = count, min(count, len(data.test), len(real))
     if count <= neighbours:
         ev.skipped["samples"] = f"{count} real images are too few for samples.neighbours={neighbours}"
         return
@@ -38,8 +40,11 @@ def samples(
         ev.skipped[f"samples/{asked}"] = f"as many samples as real images are compared: {count}"
     starts = starts_of_chains(ev, count, buffer)
     # Each number of steps is a run of its own, for samplers that anneal.
-    images = {f"{k}{suffix}": ev.sampled(x, labels, k) for suffix, (x, labels) in starts.items() for k in steps}
-    images["real"] = scaled(data.train[ev.chosen(data.train, count)])
+    images = {}
+    with ev.progress("samples", total=len(starts) * sum(steps) * len(padded(ev.noise(count)))) as bar:
+        for suffix, (x, labels) in starts.items():
+            images |= {f"{k}{suffix}": ev.sampled(x, labels, k, bar.update) for k in steps}
+    images["real"] = scaled(real[ev.chosen(real, count)])
     space = f"classifier-n{count}"
     put_distances(ev, space, images, count, neighbours)
     shares = put_classes_and_copies(ev, images, count)
@@ -52,7 +57,7 @@ def samples(
     versus = f"{count} samples a line against the {data.name} test images; features: the classifier's, not Inception's."
     close = "nearest: median distance to a training image; copies: share of samples nearer than 99 % of the test images"
     rows = {f"{k}{suffix}": [f"{k} steps from {suffix[1:] or 'noise'}"] for suffix in starts for k in steps}
-    rows["real"] = ["training images"]
+    rows["real"] = [called]
     ev.section("Samples", ["samples"], columns, rows, [versus, close], digits=3, intervals=["Fréchet", "kernel"])
 
 
@@ -89,7 +94,7 @@ def put_classes_and_copies(ev: Evaluation, images: Mapping[str, Tensor], count: 
     """The numbers of classes, by the classifier, and of distances to the training images. Returns the share (classes,)
     of each class."""
     data, (classifier, info) = ev.dataset, ev.classifier
-    real_distances, _ = metrics.nearest(data.test[ev.chosen(data.test, count)], data.train)
+    of_test, _ = metrics.nearest(data.test[ev.chosen(data.test, count)], data.train)
     shares: dict[str, metrics.Array] = {}
     for key, x in images.items():
         logits = metrics.in_batches(classifier, x, **ev.how)
@@ -97,9 +102,9 @@ def put_classes_and_copies(ev: Evaluation, images: Mapping[str, Tensor], count: 
         shares[key] = counts / counts.sum()
         ev.put(f"class_entropy/{key}", metrics.entropy(counts), metrics.entropy_ci95(counts, ev.bootstrap, ev.rng()))
         ev.put_mean(f"confidence/{key}", logits.double().softmax(dim=1).max(dim=1).values.numpy())
-        distances = real_distances if key == "real" else metrics.nearest(x, data.train)[0]
+        distances, _ = metrics.nearest(x, data.train)
         ev.put(f"nearest/{key}", float(np.median(distances)))
-        ev.put_mean(f"copies/{key}", (distances < np.quantile(real_distances, 0.01)).astype(float))
+        ev.put_mean(f"copies/{key}", (distances < np.quantile(of_test, 0.01)).astype(float))
     if "accuracy" in info:
         ev.put("classifier/accuracy", info["accuracy"])
     return shares
@@ -112,8 +117,8 @@ def draw_quality(ev: Evaluation, space: str, count: int, steps: Sequence[int], s
     for title, key in curves.items():
         panels[title] = {FROM[end]: {k: ev.triple(f"{key}/{k}{end}") for k in steps} for end in suffixes}
         floors[title] = ev.numbers[f"{key}/real"]
-    caption = f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: training images."
-    ev.draw("quality.png", caption, figures.by_steps, panels, floors)
+    caption = f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: {ev.real[1]}."
+    ev.draw("quality.png", caption, figures.by_steps, panels, floors, ev.real[1])
 
 
 def draw_images(
@@ -127,6 +132,6 @@ def draw_images(
     pairs = torch.stack([some, scaled(data.train[metrics.nearest(some, data.train)[1]])])
     caption, rows = f"Samples after {shown} steps over their nearest training images.", ["sample", "nearest"]
     ev.draw("nearest.png", caption, figures.labelled_rows, pairs, [""] * len(some), rows)
-    bars = {f"{shown} steps": shares[shown], "real images": shares["real"]}
-    caption = f"Classes of samples after {shown} steps, and of real images."
+    bars = {f"{shown} steps": shares[shown], ev.real[1]: shares["real"]}
+    caption = f"Classes of samples after {shown} steps, and of {ev.real[1]}."
     ev.draw("classes.png", caption, figures.histogram, bars, data.class_names)
