@@ -1,5 +1,6 @@
 """evaluate.py from the command line and from Python: names, the tutorial's numbers, same bits, nothing half."""
 
+import io
 import json
 import os
 import struct
@@ -17,11 +18,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from tqdm import tqdm
 
 import evaluate
 from ebm.energies import ConvEnergy, MLPEnergy
 from ebm.evaluation.chains import chains
-from ebm.evaluation.evaluation import Evaluation
+from ebm.evaluation.evaluation import Evaluation, protocol
 from ebm.evaluation.ood_scores import ood
 from ebm.running import checkpoint, sweep, trained
 from ebm.sampling.buffer import ReplayBuffer
@@ -117,6 +119,7 @@ def test_names(whole: dict[str, Any], runs: list[Path]) -> None:
             assert low <= whole[f"{key}/classifier-n16/{steps}"] <= high
     assert {"class_entropy/4", "class_entropy/4/ci95", "confidence/2", "nearest/4", "copies/4/buffer"} <= whole.keys()
     assert {"chains/rhat/all", "chains/ess/noise", "chains/same_class", "chains/steady_state"} <= whole.keys()
+    assert whole["chains/rhat/all"] == max(whole[f"chains/rhat/{name}/all"] for name in ("energy", "classes", "pixels"))
     assert {"log_z/lower", "log_z/upper", "bits_per_dim/lower", "bits_per_dim/upper/ci95"} <= whole.keys()
     assert "KMNIST is not in" in whole["skipped"]["ood/kmnist"]
     assert set(whole["skipped"]) == {
@@ -145,6 +148,42 @@ def test_twice_and_on_another_batch_size_the_same_bits(
     assert again == whole
     part = run(f"checkpoint={runs[0]}", cache, f"ood.root={images}", f"out={tmp_path / 'ood'}", "evaluation=ood")
     assert all(whole[key] == value for key, value in part.items() if key not in ("protocol", "skipped"))
+
+
+def test_off_the_cpu_the_protocol_has_the_batch_size(runs: list[Path], tmp_path: Path) -> None:
+    """There the kernels round as it has it: two such evaluations are not the same one."""
+    state = checkpoint.load(runs[0])
+    data, energy = trained.dataset_of(state), checkpoint.build_energy(state)
+    settings = {"batch_size": 64, "ood": {"root": "data", "sets": []}, "seed": 0}
+    for device, want in (("cpu", None), ("meta", 64)):  # meta: no CPU, and there without a GPU
+        ev = Evaluation([energy], data, trained.sampler_of(state, {}), tmp_path, torch.device(device))
+        assert protocol(ev, settings, 0, None).get("batch_size") == want
+
+
+def test_each_part_says_its_name_where_no_bar_can_be_and_stdout_has_neither(runs: list[Path], tmp_path: Path) -> None:
+    done = script(tmp_path, f"checkpoint={runs[0]}", "evaluation.parts=[ood,chains]", "wandb.mode=disabled", *SMALL)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines.index("ood …") < lines.index("chains …")
+    assert "%|" not in done.stderr and "…" not in done.stdout
+
+
+def test_on_a_terminal_a_bar_counts_every_step(runs: list[Path], tmp_path: Path, monkeypatch: Any) -> None:
+    """Of each part: what it counted at its end is what it said it would."""
+    bars: list[Any] = []
+
+    class Shown(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings | {"disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr("ebm.evaluation.evaluation.tqdm", Shown)
+    run(f"checkpoint={runs[0]}", "evaluation.parts=[ood,samples,chains]", f"out={tmp_path / 'out'}", "ood.sets=[noise]")
+    assert {bar.desc: (bar.n, bar.total) for bar in bars} == {
+        "ood": (3, 3),
+        "samples": (2 * 16 * (2 + 4), 2 * 16 * (2 + 4)),
+        "chains": (2 * 3 * 40, 2 * 3 * 40),
+    }
 
 
 def test_ensemble(runs: list[Path], images: Path, tmp_path: Path) -> None:
