@@ -103,14 +103,6 @@ class Evaluation:
     def how(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size, "device": self.device}
 
-    @property
-    def real(self) -> tuple[Tensor, str]:
-        """Images that samples stand beside when they are compared with test images, and what they are: validation
-        images, or training images where these are the test images themselves (hold_out: test)."""
-        data = self.dataset
-        same = data.validation is data.test
-        return (data.train, "training images") if same else (data.validation, "validation images")
-
     def scores(self, x: Tensor) -> metrics.Array:
         return metrics.scores(self.energies[0], x, **self.how)
 

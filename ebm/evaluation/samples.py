@@ -1,4 +1,5 @@
-"""The part `samples`: samples against test images in the classifier's features, beside what real ones reach."""
+"""The part `samples`: samples against test images in the classifier's features, beside what validation images
+reach."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -20,7 +21,7 @@ FROM = {"": "from noise", "/buffer": "from the buffer"}  # where chains start, b
 def samples(
     ev: Evaluation, count: int, steps: Sequence[int], neighbours: int, buffer: Mapping[str, Tensor] | None = None
 ) -> None:
-    """`count` samples, and as many real images (`Evaluation.real`), against the test images.
+    """`count` samples, and as many validation images, against the test images.
 
     steps       numbers of SGLD steps, each a run from noise and one from the buffer
     neighbours  k of precision, recall, density and coverage
@@ -30,8 +31,7 @@ def samples(
     if not features.has_classes(data):
         ev.skipped["samples"] = "features come from a classifier, which needs images with labels of two classes or more"
         return
-    real, called = ev.real
-    asked, count = count, min(count, len(data.test), len(real))
+    asked, count = count, min(count, len(data.test), len(data.validation))
     if count <= neighbours:
         ev.skipped["samples"] = f"{count} real images are too few for samples.neighbours={neighbours}"
         return
@@ -44,7 +44,7 @@ def samples(
     with ev.progress("samples", total=len(starts) * sum(steps) * len(padded(ev.noise(count)))) as bar:
         for suffix, (x, labels) in starts.items():
             images |= {f"{k}{suffix}": ev.sampled(x, labels, k, bar.update) for k in steps}
-    images["real"] = scaled(real[ev.chosen(real, count)])
+    images["real"] = scaled(data.validation[ev.chosen(data.validation, count)])
     space = f"classifier-n{count}"
     put_distances(ev, space, images, count, neighbours)
     shares = put_classes_and_copies(ev, images, count)
@@ -57,7 +57,7 @@ def samples(
     versus = f"{count} samples a line against the {data.name} test images; features: the classifier's, not Inception's."
     close = "nearest: median distance to a training image; copies: share of samples nearer than 99 % of the test images"
     rows = {f"{k}{suffix}": [f"{k} steps from {suffix[1:] or 'noise'}"] for suffix in starts for k in steps}
-    rows["real"] = [called]
+    rows["real"] = ["validation images" + " (which are test images)" * (data.validation is data.test)]
     ev.section("Samples", ["samples"], columns, rows, [versus, close], digits=3, intervals=["Fréchet", "kernel"])
 
 
@@ -117,8 +117,8 @@ def draw_quality(ev: Evaluation, space: str, count: int, steps: Sequence[int], s
     for title, key in curves.items():
         panels[title] = {FROM[end]: {k: ev.triple(f"{key}/{k}{end}") for k in steps} for end in suffixes}
         floors[title] = ev.numbers[f"{key}/real"]
-    caption = f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: {ev.real[1]}."
-    ev.draw("quality.png", caption, figures.by_steps, panels, floors, ev.real[1])
+    caption = f"Quality over SGLD steps, n = {count}; bands: 95 % intervals; dashed: validation images."
+    ev.draw("quality.png", caption, figures.by_steps, panels, floors)
 
 
 def draw_images(
@@ -132,6 +132,6 @@ def draw_images(
     pairs = torch.stack([some, scaled(data.train[metrics.nearest(some, data.train)[1]])])
     caption, rows = f"Samples after {shown} steps over their nearest training images.", ["sample", "nearest"]
     ev.draw("nearest.png", caption, figures.labelled_rows, pairs, [""] * len(some), rows)
-    bars = {f"{shown} steps": shares[shown], ev.real[1]: shares["real"]}
-    caption = f"Classes of samples after {shown} steps, and of {ev.real[1]}."
+    bars = {f"{shown} steps": shares[shown], "validation images": shares["real"]}
+    caption = f"Classes of samples after {shown} steps, and of validation images."
     ev.draw("classes.png", caption, figures.histogram, bars, data.class_names)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import evaluate
 from ebm.energies import ConvEnergy, MLPEnergy
+from ebm.evaluation import metrics
 from ebm.evaluation.chains import chains
 from ebm.evaluation.evaluation import Evaluation, protocol
 from ebm.evaluation.ood_scores import ood
@@ -85,7 +86,7 @@ def save_run(folder: Path, images: Path, seed: int = 0) -> Path:
         "buffer": ReplayBuffer(
             (1, 28, 28), torch.Generator().manual_seed(1), capacity=32, policy="in_place"
         ).state_dict(),
-        "config": {"data": data | {"test_fraction": 0.25}},
+        "config": {"data": data | {"test_fraction": 0.25, "hold_out": 16}},
         "step": 7,
         "epoch": 1,
     }
@@ -126,6 +127,16 @@ def test_names(whole: dict[str, Any], runs: list[Path]) -> None:
         f"ood/{n}" for n in ("mnist", "fashion_mnist", "kmnist", "omniglot", "svhn", "cifar10")
     } | {"classification"}
     assert all(np.isfinite(v) for v in whole.values() if isinstance(v, float))
+
+
+def test_the_row_of_real_images_is_of_validation_images(whole: dict[str, Any], runs: list[Path]) -> None:
+    data = trained.dataset_of(checkpoint.load(runs[0]))
+    distances, _ = metrics.nearest(data.validation, data.train)  # all 16, in whatever order
+    assert whole["nearest/real"] == pytest.approx(np.median(distances))
+    of_test, _ = metrics.nearest(data.test, data.train)
+    assert whole["nearest/real"] != pytest.approx(np.median(of_test))
+    page = (runs[0] / "evaluation" / "all" / "report.html").read_text()
+    assert "<td>validation images</td>" in page and "<td>training images</td>" not in page
 
 
 def test_protocol_and_files(whole: dict[str, Any], runs: list[Path]) -> None:
