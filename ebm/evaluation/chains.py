@@ -73,7 +73,9 @@ def run(ev: Evaluation, count: int, steps: int) -> tuple[list[int], dict[str, Ar
     kept = np.unique(np.geomspace(every, steps, 8).round().astype(int) // every * every)
     classifier = ev.classifier[0] if features.has_classes(ev.dataset) else None
     records, distances, snapshots = [], [], {}
-    statistics: dict[str, list[Array]] = {"energy": [], "pixels": []} | ({"classes": []} if classifier else {})
+    statistics: dict[str, list[Array]] = {"energy": [], "pixels": []}
+    if classifier:
+        statistics["classes"] = []
 
     def record(step: int, x: Tensor) -> None:
         records.append(step)

@@ -2,7 +2,7 @@
 images."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -65,7 +65,13 @@ def likelihood(
     betas = ais.temperatures(temperatures, power)
     how = (leapfrog, acceptance, (-1, 1), burn_in)
     with ev.progress("likelihood", total=3 * temperatures + burn_in, unit="transitions") as bar:
-        found = ais.bracket(ev.energies[0], base, x, generator, betas, *how, progress=bar.update)
+
+        def told(transitions: range) -> Iterator[int]:
+            for k in transitions:
+                yield k
+                bar.update()
+
+        found = ais.bracket(ev.energies[0], base, x, generator, betas, *how, told)
     mean = float(ev.scores(data.test).mean())
     quantised = math.log2(127.5) if data.test.dtype == torch.uint8 else 0.0  # a byte's width in [−1, 1] is 2/255
     for side in ("lower", "upper"):

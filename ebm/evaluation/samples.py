@@ -40,7 +40,7 @@ def samples(
         ev.skipped[f"samples/{asked}"] = f"as many samples as real images are compared: {count}"
     starts = starts_of_chains(ev, count, buffer)
     # Each number of steps is a run of its own, for samplers that anneal.
-    images = {}
+    images: dict[str, Tensor] = {}
     with ev.progress("samples", total=len(starts) * sum(steps) * len(padded(ev.noise(count)))) as bar:
         for suffix, (x, labels) in starts.items():
             images |= {f"{k}{suffix}": ev.sampled(x, labels, k, bar.update) for k in steps}

@@ -189,11 +189,17 @@ def test_on_a_terminal_a_bar_counts_every_step(runs: list[Path], tmp_path: Path,
             bars.append(self)
 
     monkeypatch.setattr("ebm.evaluation.evaluation.tqdm", Shown)
-    run(f"checkpoint={runs[0]}", "evaluation.parts=[ood,samples,chains]", f"out={tmp_path / 'out'}", "ood.sets=[noise]")
+    run(
+        f"checkpoint={runs[0]}",
+        "evaluation.parts=[ood,samples,chains,densities]",
+        f"out={tmp_path / 'out'}",
+        "ood.sets=[noise]",
+    )
     assert {bar.desc: (bar.n, bar.total) for bar in bars} == {
         "ood": (3, 3),
         "samples": (2 * 16 * (2 + 4), 2 * 16 * (2 + 4)),
         "chains": (2 * 3 * 40, 2 * 3 * 40),
+        "likelihood": (3 * 8 + 2, 3 * 8 + 2),
     }
 
 
