@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import evaluate
+from ebm.data import scaled
 from ebm.energies import ConvEnergy, MLPEnergy
 from ebm.evaluation import metrics
 from ebm.evaluation.chains import chains
@@ -234,6 +235,7 @@ def test_constant_and_nan_energies_are_errors_and_leave_nothing(runs: list[Path]
         ("ood.scores=[entropy]", "ood.scores must be one of"),
         ("ood.sets=[nonsense]", "ood.sets: nonsense"),
         ("ood.sets=noise", "ood.sets must be a list"),
+        ("ood.count=1", "ood.count must be an integer >= 2"),
         ("densities.cells=1000000", "densities.cells=1000000 takes 64,000,000,000,000 bytes"),
         ("ais.temperatures=1000000000000", "ais.temperatures=1000000000000 takes"),
         ("evaluation.parts=[fid]", "evaluation.parts must be one of"),
@@ -263,6 +265,18 @@ def test_the_sampler_is_the_checkpoints_but_for_what_is_given(script: str) -> No
     assert sampler().step_size == 3
     with pytest.raises(ValueError, match=r"sampler\._target_ must be one of"):
         sampler("sampler._target_=os.system")
+
+
+def test_count_takes_the_same_images_of_every_set(runs: list[Path], tmp_path: Path) -> None:
+    state = checkpoint.load(runs[0])
+    data, energy = trained.dataset_of(state), checkpoint.build_energy(state)
+    ev = Evaluation([energy], data, trained.sampler_of(state, {}), tmp_path, torch.device("cpu"), bootstrap=5)
+    ood(ev, sets=["inverted"], scores=[], count=7)
+    chosen = ev.chosen(data.test, 7)
+    assert len(set(chosen.tolist())) == 7
+    for name, x in (("test", data.test), ("inverted", -scaled(data.test))):
+        assert ev.numbers[f"score/{name}/mean"] == pytest.approx(metrics.scores(energy, x)[chosen].mean(), abs=1e-7)
+    assert [row[:2] for row in ev.sections[0].rows] == [["train", "7"], ["test", "7"], ["inverted", "7"]]
 
 
 def test_a_part_from_python(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
