@@ -39,7 +39,7 @@ def launch(cfg: DictConfig) -> None:
     given: Any = OmegaConf.to_container(cfg.sampler, resolve=True)
     sampler, device = trained.sampler_of(state, given), pick_device(cfg.device)
     energy = composed_energy(cfg, state).to(device)
-    chains = Chains(sampler.trace, cfg.seed, cfg.batch_size, cfg.frames, device)
+    chains = Chains(sampler.trace, cfg.seed, cfg.batch_size, cfg.frames, device, bar=True)
     if cfg.init in ("inpaint", "denoise", "sharpen"):
         samples = restore_images(cfg, state, chains, energy, levels)
     elif cfg.init == "interpolate":

@@ -160,6 +160,7 @@ class KL(Loss):
 
     x'(θ) are the negatives `steps` steps further, without noise but with the sampler's `step_size`, `grad_clamp` and
     `bounds`: the steps are to lead to low energies, and not together. `entropy_weight` is in the energy's unit, like T.
+    Under torchrun the other negatives are those of the rank.
     """
 
     def __init__(
@@ -199,7 +200,8 @@ class Twins(Loss):
 
     Every real image is to have less energy than every twin: noise-contrastive estimation with the data's own twins as
     noise, after Ceylan & Gutmann 2018, section 2, whose pairs are an image and its own twin. The term fades where it is
-    so, and leaves the chains alone.
+    so, and leaves the chains alone. Under torchrun the pairs are those of each rank's share of the batch: N ranks have
+    an N-th of them.
 
     jitter  share of it all that x⁺ gets, too, in [0, 1], so that interpolated pixels do not tell them apart
     mix     share of the twins that are, instead, a real image with a rectangle of another (`mixed`), in [0, 1]

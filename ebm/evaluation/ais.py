@@ -1,6 +1,7 @@
 """Annealed importance sampling: log Z of an energy between two bounds."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ def bracket(
     acceptance: float = 0.8,
     bounds: Box = None,
     burn_in: int = 0,
+    progress: Callable[[range], Iterable[int]] = iter,
 ) -> Bracket:
     """log Z of exp(−E/T), T the energy's temperature, by AIS and its reverse (Neal 2001; Grosse et al. 2015,
     "Sandwiching the marginal likelihood").
@@ -63,6 +65,7 @@ def bracket(
     acceptance  that a first pass, which is thrown away, tunes each temperature's step size to: the weights are then
                 those of fixed kernels, and unbiased
     bounds      (low, high) box; chains are reflected at its walls. None for none
+    progress    what the transitions are iterated through, as a bar that tells of them: 3K + `burn_in` in four ranges
 
     The energy is run frozen, as in the sampler. Raises ValueError for weights that are not finite.
     """
@@ -77,7 +80,7 @@ def bracket(
         order = range(1, len(betas)) if forward else range(len(betas) - 1, 0, -1)
         weight = torch.zeros(len(x), dtype=torch.float64)
         accepted, growth = 0.0, 1.0
-        for k in order:
+        for k in progress(order):
             gain = float(betas[k] - betas[k - 1])
             if forward:  # a weight, then the kernel that leaves the law of β_k alone; in reverse the mirror image
                 weight += gain * _difference(base, target, x)
@@ -94,7 +97,7 @@ def bracket(
         walk(start[: len(samples)], tune=True)
         lower, forward = walk(start[len(samples) :])
         x = samples
-        for _ in range(burn_in):
+        for _ in progress(range(burn_in)):
             x, _ = hmc(target, x, sizes[-1], leapfrog, generator, bounds)
         upper, reverse = walk(x, forward=False)
     if not bool(torch.isfinite(lower).all() and torch.isfinite(upper).all()):

@@ -19,9 +19,11 @@ def classification(ev: Evaluation) -> None:
         ev.skipped["classification"] = f"there are labels up to {highest}, the energy has {classes} classes"
         return
     every_label = torch.arange(classes, device=ev.device)
+    energies = []
     with torch.no_grad():
-        energies = metrics.in_batches(lambda x: energy(x, every_label.expand(len(x), -1)), data.test, **ev.how)
-    found = metrics.classification(-energies / temperature_of(energy), data.test_labels)
+        for part in ev.progress("classification", data.test.split(1024), unit="batches"):
+            energies.append(metrics.in_batches(lambda x: energy(x, every_label.expand(len(x), -1)), part, **ev.how))
+    found = metrics.classification(-torch.cat(energies) / temperature_of(energy), data.test_labels)
     for name in ("accuracy", "confidence", "nll"):
         ev.put_mean(f"classification/{name}", found[name])
     ev.put("classification/calibration_error", found["calibration_error"].item())

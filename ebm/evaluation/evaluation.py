@@ -1,9 +1,10 @@
 """An evaluation: what its parts read, what they find, and the protocol that their numbers depend on."""
 
 import platform
-from collections.abc import Callable, Container, Mapping
+import sys
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import ebm
 from ebm.data import Dataset
+from ebm.energies import temperature_of
 from ebm.evaluation import features, metrics, report
 from ebm.sampling.chains import Chains, chain_generators, uniform_noise
 from ebm.sampling.sgld import SGLD
 
 # Settings that no number depends on, or that the protocol has in another form.
-LEFT_OUT = ("wandb", "out", "cache", "batch_size", "compare", "checkpoint", "modules", "data", "device")
+LEFT_OUT = ("wandb", "out", "cache", "compare", "checkpoint", "modules", "data", "device")
 PACKAGES = ("torch", "torchvision", "torchmetrics", "scikit-learn", "numpy")
 
 
@@ -31,7 +34,7 @@ class Evaluation:
     folder      that pictures are written to
     device      that the energies lie on
     bootstrap   resamples for the 95 % intervals, >= 2
-    batch_size  images at once; it changes memory and time, not one number
+    batch_size  images at once; on the CPU it changes memory and time, not one number
     judge       of those that ship (`features.SHIPPED`); None for the data set's
     cache       folder of judges that are trained here; None for plain-ebm in the user's cache folder
     """
@@ -110,9 +113,21 @@ class Evaluation:
         """Where chains start: the first ones are the same whatever the count."""
         return uniform_noise((count, *self.dataset.shape), chain_generators(self.seed + 1, count))
 
-    def sampled(self, x: Tensor, labels: Tensor | None, steps: int) -> Tensor:
-        """Chains `x` after `steps` steps, of these labels or none, on the CPU."""
-        chains = Chains(self.sampler.trace, self.seed, self.batch_size, frames=1, device=self.device)
+    def progress(
+        self, part: str, what: Iterable[Any] | None = None, total: int | None = None, unit: str = "steps"
+    ) -> "tqdm[Any]":
+        """A bar for `part` on stderr, over `what` or to `total`; where that is no terminal, a line of its name."""
+        if not sys.stderr.isatty():
+            print(f"{part} …", file=sys.stderr, flush=True)
+        how = {"unit": f" {unit}", "unit_scale": True, "dynamic_ncols": True, "disable": None}
+        return tqdm(what, desc=part, total=total, **how)
+
+    def sampled(
+        self, x: Tensor, labels: Tensor | None, steps: int, progress: Callable[[int], Any] | None = None
+    ) -> Tensor:
+        """Chains `x` after `steps` steps, of these labels or none, on the CPU. `progress` as in SGLD."""
+        trace = partial(self.sampler.trace, progress=progress)
+        chains = Chains(trace, self.seed, self.batch_size, frames=1, device=self.device)
         return chains.run(self.energies[0], x, steps, labels)[0][-1]
 
     @cached_property
@@ -130,15 +145,25 @@ def protocol(
     step, class_shares  of the checkpoint
     """
     kept = {key: value for key, value in settings.items() if key not in LEFT_OUT}
+    if ev.device.type == "cpu":  # kernels of other devices round as the size of a batch has it
+        del kept["batch_size"]
     kept["ood"] = {key: value for key, value in settings["ood"].items() if key != "root"}
     sampler = {k: v for k, v in vars(ev.sampler).items() if k != "threads" and not k.startswith("_")}
     example = torch.empty(1, *ev.dataset.shape, device=ev.device)
     sampler["backend"] = ev.sampler.run_as(ev.energies[0], example)[0]
     weights = [features.weights_hash(energy.state_dict()) for energy in ev.energies]
+    temperatures = [temperature_of(energy) for energy in ev.energies]
     data = {"name": ev.dataset.name, "hash": features.data_hash(ev.dataset)}
     judge = ev.classifier[1] if "classifier" in vars(ev) else None  # where a part asked for it
     versions = {"plain-ebm": ebm.__version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in PACKAGES}
-    made = {"sampler": sampler, "weights": weights, "step": step, "class_shares": class_shares, "data": data}
+    made = {
+        "sampler": sampler,
+        "weights": weights,
+        "temperatures": temperatures,
+        "step": step,
+        "class_shares": class_shares,
+        "data": data,
+    }
     on = {"judge": judge, "device": ev.device.type, "threads": torch.get_num_threads(), "versions": versions}
     return kept | made | on

@@ -213,14 +213,14 @@ def intervals(path: Path, panels: Panels) -> None:
 
 def by_steps(path: Path, panels: Panels, floors: Mapping[str, float]) -> None:
     """Panels of curves with intervals over SGLD steps: panels[title][series][steps] is (value, low, high).
-    A dashed line at floors[title], what real images reach."""
+    A dashed line at floors[title], what validation images reach."""
     with plot(path, 2.1 * len(panels), 2.2, 1, len(panels)) as (row,):
         for axes, (title, series) in zip(row, panels.items(), strict=True):
             for i, (name, values) in enumerate(series.items()):
                 steps, (value, low, high) = list(values), np.array(list(values.values())).T
                 axes.fill_between(steps, low, high, color=f"C{i}", alpha=0.2, lw=0)
                 axes.plot(steps, value, "o-", color=f"C{i}", ms=2.5, lw=1, label=name)
-            axes.axhline(floors[title], color="0.3", lw=0.8, ls="--", label="real images")
+            axes.axhline(floors[title], color="0.3", lw=0.8, ls="--", label="validation images")
             axes.set_xscale("log", base=2)
             axes.set_xticks(steps, [str(step) for step in steps])
             axes.set(title=title, xlabel="SGLD steps")

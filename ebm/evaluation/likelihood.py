@@ -1,6 +1,7 @@
 """The part `likelihood`: log Z and bits per dimension, between bounds by annealed importance sampling."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -31,13 +32,23 @@ def likelihood(
     generator = torch.Generator(ev.device).manual_seed(ev.seed)
     base, betas = densities.Uniform(data.shape, ev.device), ais.temperatures(temperatures, power)
     start = x[ev.chosen(x, count)].to(ev.device)
-    found = ais.bracket(energy, base, start, generator, betas, leapfrog, acceptance, (-1, 1), burn_in)
-    mean = float(ev.scores(x).mean()) / temperature_of(energy)
+    how = (leapfrog, acceptance, (-1, 1), burn_in)
+    with ev.progress("likelihood", total=3 * temperatures + burn_in, unit="transitions") as bar:
+
+        def told(transitions: range) -> Iterator[int]:
+            for k in transitions:
+                yield k
+                bar.update()
+
+        found = ais.bracket(energy, base, start, generator, betas, *how, told)
+    log_q = ev.scores(x) / temperature_of(energy)  # without −log Z
+    spread = log_q.std() / math.sqrt(len(log_q))
     for side in ("lower", "upper"):
         value, error = found.bound(side)
         ev.put(f"log_z/{side}", value, [value - 1.96 * error, value + 1.96 * error])
-        bits = [(z - mean) / dims / math.log(2) + (7 if of_bytes else 0) for z in ev.triple(f"log_z/{side}")]
-        ev.put(f"bits_per_dim/{side}", bits[0], bits[1:])
+        bits = (value - log_q.mean()) / dims / math.log(2) + (7 if of_bytes else 0)
+        half = 1.96 * math.hypot(error, spread) / dims / math.log(2)
+        ev.put(f"bits_per_dim/{side}", bits, [bits - half, bits + half])
     for way, rate in found.acceptance.items():
         ev.put(f"ais/acceptance/{way}", rate)
     columns = {"lower bound": "{}/lower", "upper bound": "{}/upper"}

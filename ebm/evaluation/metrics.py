@@ -24,10 +24,10 @@ Interval = list[float]  # [low, high]
 
 
 def in_batches(function: Energy, x: Tensor, batch_size: int = 256, device: str | torch.device = "cpu") -> Tensor:
-    """function(x) (N, …) of bytes or floats x (N, *shape), `batch_size` at a time, on the CPU.
+    """function(x) (N, …) of bytes or floats x (N, *shape), `batch_size` at a time on `device`; it is on the CPU.
 
-    The result does not depend on `batch_size`: it is rounded down to a multiple of GROUP (at least GROUP) and the
-    last batch is filled up to one, since kernels for fewer images round otherwise.
+    With device cpu it does not depend on `batch_size`: it is rounded down to a multiple of GROUP (at least GROUP) and
+    the last batch is filled up to one, since kernels for fewer images round otherwise.
     """
     parts = []
     for part in x.split(max(batch_size // GROUP, 1) * GROUP):
@@ -173,15 +173,21 @@ def classification(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, 
 
     Raises ValueError for logits that are not finite.
     """
-    from torchmetrics.functional.classification import multiclass_calibration_error  # takes a second to import
-
     _finite(logits.flatten(), "logits")
     log_p = logits.double().log_softmax(dim=1)
     confidence, predicted = log_p.exp().max(dim=1)
-    error = multiclass_calibration_error(log_p.exp(), labels, logits.shape[1], bins)
     nll = -log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
-    found = {"accuracy": (predicted == labels).double(), "confidence": confidence, "nll": nll}
-    return {name: value.numpy() for name, value in found.items()} | {"calibration_error": error.double().numpy()}
+    tensors = {"accuracy": (predicted == labels).double(), "confidence": confidence, "nll": nll}
+    found = {name: value.numpy() for name, value in tensors.items()}
+    error = calibration_error(found["confidence"], found["accuracy"], bins)
+    return found | {"calibration_error": np.array(error)}
+
+
+def calibration_error(confidence: Array, correct: Array, bins: int = 15) -> float:
+    """Σ_b (n_b/N)·|mean correct − mean confidence| over `bins` equal bins [low, high) of confidence (N,) in [0, 1]; the
+    last one holds 1, too. torchmetrics' own has a bin more for those of exactly 1."""
+    differences, _ = np.histogram(confidence, bins, (0, 1), weights=correct - confidence)
+    return float(np.abs(differences).sum() / len(confidence))
 
 
 # --- samples --------------------------------------------------------------------------------------------------------
@@ -308,22 +314,26 @@ def _statistics_of(x: Array) -> Any:
 
     check.that(x.ndim == 2 and x.shape[1] >= 4, f"chains must be (chains, at least 4 draws), got {x.shape}")
     check.that(np.isfinite(x).all(), "chains must be finite")
-    check.that((x != x[:, :1]).any(), "constant chains have no statistics")
+    check.that(x.min() < x.max(), "chains that are constant, all alike, have no statistics")
     return array_stats
 
 
 def autocorrelation(x: Array) -> Array:
     """ρ_t (N,) of a statistic of M chains (M, N), autocovariances averaged over chains; ρ₀ = 1."""
-    covariance = _statistics_of(x).autocov(x).mean(axis=0)
+    statistics = _statistics_of(x)
+    check.that((x != x[:, :1]).any(), "constant chains have no autocorrelation")
+    covariance = statistics.autocov(x).mean(axis=0)
     return covariance / covariance[0]
 
 
 def split_rhat(x: Array) -> float:
     """R̂ = √(var⁺/W) over the halves of M chains (M, N), W the variance within and var⁺ the pooled estimate: 1 where
-    all tell of one law, more where they differ. Raises ValueError where W is 0."""
-    value = float(_statistics_of(x).rhat(x, method="split"))
-    check.that(np.isfinite(value), "chains whose halves are constant have no R-hat")
-    return value
+    all tell of one law, more where they differ, ∞ where none varies within its halves. Raises ValueError where all
+    values are the same."""
+    statistics, half = _statistics_of(x), x.shape[1] // 2
+    if (x[:, :half] == x[:, :1]).all() and (x[:, -half:] == x[:, -1:]).all():
+        return np.inf
+    return float(statistics.rhat(x, method="split"))
 
 
 def effective_sample_size(x: Array) -> float:

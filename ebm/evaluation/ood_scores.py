@@ -22,6 +22,7 @@ def ood(
     root: str = "data",
     noise_std: float = 0.3,
     background: str = "black",
+    count: int | None = None,
 ) -> None:
     """Scores of each of the `sets`, and AUROC, AUPR and FPR95 of the test images against it; a set that cannot be had
     is skipped.
@@ -29,16 +30,19 @@ def ood(
     sets                         as `outliers` names them; train and test are always there
     scores                       of OTHER_SCORES, beside −E(x) and the ensemble's mean and spread
     root, noise_std, background  as for `outliers`
+    count                        images of a set, random ones, always the same; None for all
     """
     by_score: dict[str, dict[str, metrics.Array]] = {}  # by the score's name, then the set's
     members: dict[str, list[metrics.Array]] = {}  # −E(x) of a set by every energy of the ensemble
     examples: dict[str, Tensor] = {}
     example_scores: dict[str, metrics.Array] = {}
-    for key, name in keys_of(["train", "test", *sets]).items():
+    for key, name in ev.progress("ood", keys_of(["train", "test", *sets]).items(), unit="sets"):
         try:
             x = outliers(name, ev.dataset, root, noise_std, ev.seed, background)
             if len(x) < 2:
                 raise ValueError("one image has no spread")
+            if count is not None and len(x) > count:
+                x = x[ev.chosen(x, count)]
         except Exception as error:  # whatever reading images can raise
             ev.skipped[f"ood/{key}"] = " ".join(str(error).split()) or type(error).__name__
             continue

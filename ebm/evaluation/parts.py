@@ -26,6 +26,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check.number("noise_std", settings["noise_std"], 0)
     check.number("batch_size", settings["batch_size"], 1, integer=True)
     check.number("bootstrap", settings["bootstrap"], 2, integer=True)
+    check.optional("ood.count", settings["ood"]["count"], 2, integer=True)
     check.number("chains.rhat", settings["chains"]["rhat"], 1)
     check.number("ais.power", settings["ais"]["power"], 0, open_low=True)
     for section, keys in LEAST.items():

@@ -11,6 +11,7 @@ from ebm.data import scaled
 from ebm.energies import labels_in_proportion
 from ebm.evaluation import features, figures, metrics
 from ebm.evaluation.evaluation import Evaluation
+from ebm.sampling.chains import padded
 
 Start = tuple[Tensor, Tensor | None]  # chains (N, *shape), and their labels (N,) or none
 FROM = {"": "from noise", "/buffer": "from the buffer"}  # where chains start, by the suffix of their numbers' keys
@@ -39,7 +40,10 @@ def samples(
         ev.skipped[f"samples/{asked}"] = f"as many samples as real images are compared: {count}"
     starts = starts_of_chains(ev, count, buffer)
     # Each number of steps is a run of its own, for samplers that anneal.
-    images = {f"{k}{suffix}": ev.sampled(x, labels, k) for suffix, (x, labels) in starts.items() for k in steps}
+    images: dict[str, Tensor] = {}
+    with ev.progress("samples", total=len(starts) * sum(steps) * len(padded(ev.noise(count)))) as bar:
+        for suffix, (x, labels) in starts.items():
+            images |= {f"{k}{suffix}": ev.sampled(x, labels, k, bar.update) for k in steps}
     images["real"] = scaled(data.validation[ev.chosen(data.validation, count)])
     space = f"{judge}-n{count}"
     put_distances(ev, space, images, count, neighbours)
@@ -53,7 +57,7 @@ def samples(
     versus = f"{count} samples a line against the {data.name} test images, in the features of the judge, {judge}."
     close = "nearest: median distance to a training image; copies: share of samples nearer than 99 % of the test images"
     rows = {f"{k}{suffix}": [f"{k} steps from {suffix[1:] or 'noise'}"] for suffix in starts for k in steps}
-    rows["real"] = ["validation images"]
+    rows["real"] = ["validation images" + " (which are test images)" * (data.validation is data.test)]
     ev.section("Samples", ["samples"], columns, rows, [versus, close], digits=3, intervals=["Fréchet", "kernel"])
 
 
@@ -90,7 +94,7 @@ def put_classes_and_copies(ev: Evaluation, images: Mapping[str, Tensor], count: 
     """The numbers of classes, by the judge, and of distances to the training images. Returns the share (classes,)
     of each class."""
     data, (classifier, info) = ev.dataset, ev.classifier
-    real_distances, _ = metrics.nearest(data.test[ev.chosen(data.test, count)], data.train)
+    of_test, _ = metrics.nearest(data.test[ev.chosen(data.test, count)], data.train)
     shares: dict[str, metrics.Array] = {}
     for key, x in images.items():
         logits = metrics.in_batches(classifier, x, **ev.how)
@@ -98,9 +102,9 @@ def put_classes_and_copies(ev: Evaluation, images: Mapping[str, Tensor], count: 
         shares[key] = counts / counts.sum()
         ev.put(f"class_entropy/{key}", metrics.entropy(counts), metrics.entropy_ci95(counts, ev.bootstrap, ev.rng()))
         ev.put_mean(f"confidence/{key}", logits.double().softmax(dim=1).max(dim=1).values.numpy())
-        distances = real_distances if key == "real" else metrics.nearest(x, data.train)[0]
+        distances, _ = metrics.nearest(x, data.train)
         ev.put(f"nearest/{key}", float(np.median(distances)))
-        ev.put_mean(f"copies/{key}", (distances < np.quantile(real_distances, 0.01)).astype(float))
+        ev.put_mean(f"copies/{key}", (distances < np.quantile(of_test, 0.01)).astype(float))
     ev.put("judge/accuracy", info["accuracy"])
     return shares
 

@@ -38,6 +38,7 @@ def draw_samples(
     noise = uniform_noise((8, *buffer.chains.shape[1:]), generator)
     every = max(steps // 256, 1)
     labels = labels_in_proportion(energy, 8, device)
+    short = sampler(energy, noise, generator.clone_state(), labels=labels)
     trace = sampler.trace(energy, noise, generator, every=every, steps=steps, labels=labels)
     chosen = torch.randperm(buffer.size, generator=generator, device=device)
     scores = {
@@ -60,17 +61,17 @@ def draw_samples(
             figures.points(aside / names["samples/points"], {"samples": points[:, :2], "buffer": held[:, :2]})
         figures.chain_state(aside / names["chain/state"], scores, buffer.ages[: buffer.size].cpu().numpy())
     files = {key: folder / name for key, name in names.items()}
-    return files, chain_numbers(energy, trace, -(-sampler.steps // every)), scores
+    return files, chain_numbers(energy, trace, short), scores
 
 
-def chain_numbers(energy: nn.Module, trace: Tensor, short: int) -> dict[str, float]:
-    """Of long chains (T, B, *shape): the mean score at their end and after `short` snapshots, and how well the second
-    half mixes: the way down from noise is not the chain's law."""
+def chain_numbers(energy: nn.Module, trace: Tensor, short: Tensor) -> dict[str, float]:
+    """Of long chains (T, B, *shape): the mean score at their end, and how well the second half mixes: the way down from
+    noise is not the chain's law. And the mean score of chains (B, *shape) of a short run; it is one of its own, for a
+    sampler that anneals is not at the end of its noise after so many steps of a long one."""
     device = trace.device
     settled = trace[len(trace) // 2 :]
     along = metrics.scores(energy, settled.flatten(0, 1), device=device).reshape(len(settled), -1)
-    short_run = trace[min(short, len(trace) - 1)]
-    score_short, score_long = float(metrics.scores(energy, short_run, device=device).mean()), float(along[-1].mean())
+    score_short, score_long = float(metrics.scores(energy, short, device=device).mean()), float(along[-1].mean())
     numbers = {
         "chain/score_short_run": score_short,
         "chain/score_long_run": score_long,

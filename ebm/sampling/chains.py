@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ebm import check
 from ebm.energies import labels_in_proportion
@@ -53,8 +55,8 @@ def trace_in_batches(
     given: Given | None = None,
 ) -> Tensor:
     """`trace`, a sampler's, of any number of chains, `batch_size` at a time on the generators' device: snapshots
-    (T, B, *shape) on the CPU. The result does not depend on `batch_size`, which is rounded down to a multiple
-    of GROUP (at least GROUP), and the last batch is filled up to one. `given` as in SGLD, of all the chains.
+    (T, B, *shape) on the CPU. Run there, they do not depend on `batch_size`, which is rounded down to a multiple of
+    GROUP (at least GROUP), and the last batch is filled up to one. `given` as in SGLD, of all the chains.
     """
     batch_size = max(batch_size // GROUP, 1) * GROUP
 
@@ -76,13 +78,15 @@ def trace_in_batches(
 @dataclass
 class Chains:
     """How chains are run: by a sampler's `trace`, each with a generator of its own, drawn from `seed`, on `device`,
-    `batch_size` at once (which changes memory and time, not the samples), with about `frames` snapshots."""
+    `batch_size` at once (which on the CPU changes memory and time, not the samples), with about `frames` snapshots.
+    `bar`: whether a terminal's stderr shows how far a run is."""
 
     trace: Callable[..., Tensor]
     seed: int = 0
     batch_size: int = 128
     frames: int = 64
     device: str | torch.device = "cpu"
+    bar: bool = False
 
     def run(
         self, energy: Energy, x: Tensor, steps: int, labels: Tensor | None = None, given: Given | None = None
@@ -92,7 +96,10 @@ class Chains:
         every = max(1, steps // self.frames)
         check.memory(f"frames={self.frames} of {len(x)} chains", 4 * x.numel() * (steps // every + 2))
         generators = chain_generators(self.seed, len(x), self.device)
-        trace = trace_in_batches(self.trace, energy, x, generators, self.batch_size, every, steps, labels, given)
+        how = {"desc": "SGLD", "unit": " steps", "unit_scale": True, "dynamic_ncols": True}
+        with tqdm(total=-(-len(x) // GROUP) * GROUP * steps, disable=None if self.bar else True, **how) as bar:
+            run = partial(self.trace, progress=bar.update) if self.bar else self.trace
+            trace = trace_in_batches(run, energy, x, generators, self.batch_size, every, steps, labels, given)
         return trace, [min(i * every, steps) for i in range(len(trace))]
 
 

@@ -104,6 +104,7 @@ class SGLD:
         every: int = 1,
         labels: Tensor | None = None,
         given: Given | None = None,
+        progress: Callable[[int], Any] | None = None,
     ) -> Tensor:
         """Chains `x` (B, *shape) after `steps` steps (default: the sampler's); `x` itself is left alone.
 
@@ -116,6 +117,7 @@ class SGLD:
                    look would be to wait: there the energy's own gather fails
         given      (mask, values), both like x, the mask boolean: pixels that are set to their values at the start
                    and after every step, so that they are these values bit for bit
+        progress   told after each block of steps how many were made: of all chains, chains · steps
 
         The energy is run in eval mode and without parameter gradients; mode, `requires_grad`, parameter
         `.grad` and the caller's grad mode are as before afterwards, also after an exception.
@@ -136,7 +138,7 @@ class SGLD:
             _, run = self.run_as(energy, x, labelled=labels is not None)
             if callback:
                 callback(0, x)
-            self._run(run, x, generator, steps, temperature, callback, every, labels, given)
+            self._run(run, x, generator, steps, temperature, callback, every, labels, given, progress)
         return x
 
     def _run(
@@ -150,6 +152,7 @@ class SGLD:
         every: int,
         labels: Tensor | None,
         given: Given | None,
+        progress: Callable[[int], Any] | None,
     ) -> None:
         """The steps, block by block: the noise of the next block is drawn while the threads work on this one."""
         longest = 1 if given else 8
@@ -174,6 +177,8 @@ class SGLD:
                 job.result()
             if given:
                 torch.where(given[0], given[1], x, out=x)
+            if progress:
+                progress(len(block) * len(x))
             if callback and (block.stop % every == 0 or block.stop == steps):
                 callback(block.stop, x)
 

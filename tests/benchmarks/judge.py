@@ -23,7 +23,7 @@ from ebm.evaluation.metrics import in_batches
 HOW = {
     "mnist": {"epochs": 20, "shift": 2},
     "fashion_mnist": {"epochs": 40, "shift": 2, "flip": 0.5},
-    "cifar10": {"epochs": 30, "shift": 4, "flip": 0.5},
+    "cifar10": {"epochs": 20, "shift": 4, "flip": 0.5},
 }
 
 

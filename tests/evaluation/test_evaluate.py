@@ -1,5 +1,6 @@
 """evaluate.py from the command line and from Python: names, the tutorial's numbers, same bits, nothing half."""
 
+import io
 import json
 import os
 import struct
@@ -18,14 +19,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 from scipy.stats import kstest
+from tqdm import tqdm
 
 import evaluate
-from ebm.data import Dataset
+from ebm.data import Dataset, scaled
 from ebm.energies import ConvEnergy, MLPEnergy
-from ebm.evaluation import ais
+from ebm.evaluation import ais, metrics
 from ebm.evaluation.chains import chains
 from ebm.evaluation.chains import run as run_chains
-from ebm.evaluation.evaluation import Evaluation
+from ebm.evaluation.evaluation import Evaluation, protocol
 from ebm.evaluation.likelihood import likelihood
 from ebm.evaluation.ood_scores import ood
 from ebm.running import checkpoint, sweep, trained
@@ -90,7 +92,7 @@ def save_run(folder: Path, images: Path, seed: int = 0) -> Path:
         "buffer": ReplayBuffer(
             (1, 28, 28), torch.Generator().manual_seed(1), capacity=32, policy="in_place"
         ).state_dict(),
-        "config": {"data": data | {"test_fraction": 0.25}},
+        "config": {"data": data | {"test_fraction": 0.25, "hold_out": 16}},
         "step": 7,
         "epoch": 1,
     }
@@ -120,10 +122,11 @@ def test_names(whole: dict[str, Any], runs: list[Path]) -> None:
             assert 0 <= low <= whole[key] + 1e-9 and whole[key] <= high + 1e-9 and high <= 1
     for key in ("frechet", "kernel", "precision", "recall", "density", "coverage"):
         for steps in ("2", "4", "4/buffer", "real"):
-            low, high = whole[f"{key}/mnist-n16/{steps}/ci95"]
-            assert low <= whole[f"{key}/mnist-n16/{steps}"] <= high
+            low, high = whole[f"{key}/own-n16/{steps}/ci95"]
+            assert low <= whole[f"{key}/own-n16/{steps}"] <= high
     assert {"class_entropy/4", "class_entropy/4/ci95", "confidence/2", "nearest/4", "copies/4/buffer"} <= whole.keys()
     assert {"chains/rhat/all", "chains/ess/noise", "chains/same_class", "chains/steady_state"} <= whole.keys()
+    assert whole["chains/rhat/all"] == max(whole[f"chains/rhat/{name}/all"] for name in ("energy", "classes", "pixels"))
     assert {"log_z/lower", "log_z/upper", "bits_per_dim/lower", "bits_per_dim/upper/ci95"} <= whole.keys()
     assert {"ais/acceptance/forward", "ais/acceptance/reverse"} <= whole.keys()
     assert "KMNIST is not in" in whole["skipped"]["ood/kmnist"]
@@ -131,6 +134,16 @@ def test_names(whole: dict[str, Any], runs: list[Path]) -> None:
         f"ood/{n}" for n in ("mnist", "fashion_mnist", "kmnist", "omniglot", "svhn", "cifar10")
     } | {"classification", "density"}
     assert all(np.isfinite(v) for v in whole.values() if isinstance(v, float))
+
+
+def test_the_row_of_real_images_is_of_validation_images(whole: dict[str, Any], runs: list[Path]) -> None:
+    data = trained.dataset_of(checkpoint.load(runs[0]))
+    distances, _ = metrics.nearest(data.validation, data.train)  # all 16, in whatever order
+    assert whole["nearest/real"] == pytest.approx(np.median(distances))
+    of_test, _ = metrics.nearest(data.test, data.train)
+    assert whole["nearest/real"] != pytest.approx(np.median(of_test))
+    page = (runs[0] / "evaluation" / "all" / "report.html").read_text()
+    assert "<td>validation images</td>" in page and "<td>training images</td>" not in page
 
 
 def test_protocol_and_files(whole: dict[str, Any], runs: list[Path]) -> None:
@@ -153,6 +166,48 @@ def test_twice_and_on_another_batch_size_the_same_bits(
     assert again == whole
     part = run(f"checkpoint={runs[0]}", cache, f"ood.root={images}", f"out={tmp_path / 'ood'}", "evaluation=ood")
     assert all(whole[key] == value for key, value in part.items() if key not in ("protocol", "skipped"))
+
+
+def test_off_the_cpu_the_protocol_has_the_batch_size(runs: list[Path], tmp_path: Path) -> None:
+    """There the kernels round as it has it: two such evaluations are not the same one."""
+    state = checkpoint.load(runs[0])
+    data, energy = trained.dataset_of(state), checkpoint.build_energy(state)
+    settings = {"batch_size": 64, "ood": {"root": "data", "sets": []}, "seed": 0}
+    for device, want in (("cpu", None), ("meta", 64)):  # meta: no CPU, and there without a GPU
+        ev = Evaluation([energy], data, trained.sampler_of(state, {}), tmp_path, torch.device(device))
+        assert protocol(ev, settings, 0, None).get("batch_size") == want
+
+
+def test_each_part_says_its_name_where_no_bar_can_be_and_stdout_has_neither(runs: list[Path], tmp_path: Path) -> None:
+    done = script(tmp_path, f"checkpoint={runs[0]}", "evaluation.parts=[ood,chains]", "wandb.mode=disabled", *SMALL)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines.index("ood …") < lines.index("chains …")
+    assert "%|" not in done.stderr and "…" not in done.stdout
+
+
+def test_on_a_terminal_a_bar_counts_every_step(runs: list[Path], tmp_path: Path, monkeypatch: Any) -> None:
+    """Of each part: what it counted at its end is what it said it would."""
+    bars: list[Any] = []
+
+    class Shown(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings | {"disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr("ebm.evaluation.evaluation.tqdm", Shown)
+    run(
+        f"checkpoint={runs[0]}",
+        "evaluation.parts=[ood,samples,chains,densities]",
+        f"out={tmp_path / 'out'}",
+        "ood.sets=[noise]",
+    )
+    assert {bar.desc: (bar.n, bar.total) for bar in bars} == {
+        "ood": (3, 3),
+        "samples": (2 * 16 * (2 + 4), 2 * 16 * (2 + 4)),
+        "chains": (2 * 3 * 40, 2 * 3 * 40),
+        "likelihood": (3 * 8 + 2, 3 * 8 + 2),
+    }
 
 
 def test_ensemble(runs: list[Path], images: Path, tmp_path: Path) -> None:
@@ -187,6 +242,7 @@ def test_constant_and_nan_energies_are_errors_and_leave_nothing(runs: list[Path]
         ("ood.sets=[nonsense]", "ood.sets: nonsense"),
         ("ood.sets=noise", "ood.sets must be a list"),
         ("density.cells=1000000", "density.cells=1000000 takes 64,000,000,000,000 bytes"),
+        ("ood.count=1", "ood.count must be an integer >= 2"),
         ("ais.temperatures=1000000000000", "ais.temperatures=1000000000000 takes"),
         ("evaluation.parts=[fid]", "evaluation.parts must be one of"),
         ("evaluation.parts=[]", "evaluation.parts must be a list"),
@@ -215,6 +271,18 @@ def test_the_sampler_is_the_checkpoints_but_for_what_is_given(script: str) -> No
     assert sampler().step_size == 3
     with pytest.raises(ValueError, match=r"sampler\._target_ must be one of"):
         sampler("sampler._target_=os.system")
+
+
+def test_count_takes_the_same_images_of_every_set(runs: list[Path], tmp_path: Path) -> None:
+    state = checkpoint.load(runs[0])
+    data, energy = trained.dataset_of(state), checkpoint.build_energy(state)
+    ev = Evaluation([energy], data, trained.sampler_of(state, {}), tmp_path, torch.device("cpu"), bootstrap=5)
+    ood(ev, sets=["inverted"], scores=[], count=7)
+    chosen = ev.chosen(data.test, 7)
+    assert len(set(chosen.tolist())) == 7
+    for name, x in (("test", data.test), ("inverted", -scaled(data.test))):
+        assert ev.numbers[f"score/{name}/mean"] == pytest.approx(metrics.scores(energy, x)[chosen].mean(), abs=1e-7)
+    assert [row[:2] for row in ev.sections[0].rows] == [["train", "7"], ["test", "7"], ["inverted", "7"]]
 
 
 def test_a_part_from_python(runs: list[Path], tmp_path: Path, capsys: Any) -> None:

@@ -94,6 +94,29 @@ def test_ensemble_is_in_units_of_each_members_training_scores() -> None:
         metrics.ensemble(train, [floats([1, 1]), floats([1, 2])])
 
 
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_calibration_error_against_a_loop_over_bins(bins: int) -> None:
+    """With confidences of exactly 0, 1 and every edge: each is in one of the bins, and no bin is beyond 1."""
+    rng = np.random.default_rng(0)
+    edges = np.linspace(0, 1, bins + 1)
+    confidence = np.concatenate([rng.random(200), edges, edges, np.ones(7), np.zeros(3)])
+    correct = (rng.random(len(confidence)) < confidence**2).astype(float)
+    want = 0.0
+    for b in range(bins):
+        inside = [i for i, c in enumerate(confidence) if edges[b] <= c < edges[b + 1] or (b == bins - 1 and c == 1)]
+        if inside:
+            want += len(inside) / len(confidence) * abs(correct[inside].mean() - confidence[inside].mean())
+    assert metrics.calibration_error(confidence, correct, bins) == pytest.approx(want)
+
+
+def test_a_sure_and_a_nearly_sure_answer_are_in_one_bin() -> None:
+    """The one of confidence 1 is wrong, the other right: half of their bin is right."""
+    logits = torch.tensor([[100.0, 0.0], [8.0, 0.0]], dtype=torch.float64)
+    confidence = 1 / (1 + math.exp(-8))
+    found = metrics.classification(logits, torch.tensor([1, 0]))
+    assert found["calibration_error"] == pytest.approx((1 + confidence) / 2 - 0.5)
+
+
 def with_moments(mean: list[float], std: list[float]) -> torch.Tensor:
     """Four points whose mean and covariance (of the sample) are exactly these, without correlation."""
     signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
@@ -205,7 +228,9 @@ def test_rhat_sees_chains_apart_and_chains_that_drift() -> None:
     assert metrics.effective_sample_size(x + shift) < 20
     with pytest.raises(ValueError, match="constant"):
         metrics.split_rhat(np.ones((4, 100)))
-    with pytest.raises(ValueError, match="halves"):
-        metrics.split_rhat(np.repeat([[0.0, 1.0], [0.0, 2.0]], 50, axis=1))
+    assert metrics.split_rhat(np.repeat([[0.0, 1.0], [0.0, 2.0]], 50, axis=1)) == math.inf
+    assert metrics.split_rhat(np.repeat([[0.1], [0.3]], 50, axis=1)) == math.inf
+    with pytest.raises(ValueError, match="constant"):
+        metrics.autocorrelation(np.repeat([[0.1], [0.3]], 50, axis=1))
     with pytest.raises(ValueError, match="finite"):
         metrics.split_rhat(np.full((4, 100), np.nan))

@@ -12,8 +12,11 @@ from conftest import TINY, run
 import train
 from ebm.energies import ConvEnergy
 from ebm.evaluation import figures
+from ebm.evaluation.metrics import scores
+from ebm.running.pictures import draw_samples
 from ebm.running.telemetry import chain_statistics, fresh_scores
 from ebm.sampling.buffer import ReplayBuffer
+from ebm.sampling.chains import uniform_noise
 from ebm.sampling.sgld import SGLD
 
 
@@ -35,6 +38,28 @@ def test_chain_statistics_of_a_linear_energy():
     want = {"age_mean": 19.5, "age_median": 19.0, "saturation": 0.5, "saturation_real": 0.0, "clamp_share": 0.5}
     want |= {"step_length": step, "noise_length": 0.01}
     assert {name: float(value) for name, value in got.items()} == pytest.approx(want)
+
+
+@pytest.mark.parametrize("final", [None, 0.001])
+def test_the_short_run_of_the_pictures_is_one_of_its_own(tmp_path, final):
+    """An annealed sampler ends a run of 8 steps without noise; after 8 of 64 steps it has nearly all of it."""
+    energy = ConvEnergy((1, 8, 8), 4)
+    generator = torch.Generator().manual_seed(0)
+    buffer = ReplayBuffer((1, 8, 8), generator, capacity=8, policy="in_place")
+    sampler = SGLD(steps=8, noise_std=0.3, final_noise_std=final)
+    images, loop = buffer.chains.clone(), SimpleNamespace(step=3)
+    dataset = SimpleNamespace(test=images, validation=images)
+    training = SimpleNamespace(
+        energy=energy, sampler=sampler, buffer=buffer, dataset=dataset, device=torch.device("cpu"), loop=loop
+    )
+    _, numbers, _ = draw_samples(training, tmp_path, steps=64, seed=5)
+    generator = torch.Generator().manual_seed(5)
+    noise = uniform_noise((8, 1, 8, 8), generator)
+    short = scores(energy, sampler(energy, noise, generator)).mean()
+    assert numbers["chain/score_short_run"] == pytest.approx(short, rel=1e-5)
+    assert numbers["chain/short_long_gap"] == numbers["chain/score_long_run"] - numbers["chain/score_short_run"]
+    after_8_of_64 = sampler.trace(energy, noise, torch.Generator().manual_seed(5), steps=64)[8]
+    assert (short == pytest.approx(scores(energy, after_8_of_64).mean(), rel=1e-5)) == (final is None)
 
 
 def test_chain_statistics_leave_the_energy_alone():
