@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -119,3 +120,17 @@ def test_chains_that_all_end_in_one_point_do_not_move_either(tmp_path: Path) -> 
     """All alike and still: there is nothing to tell them apart by, and no law."""
     ev = judged(Gaussians(torch.zeros(1, 1, 4, 4)), langevin(step_size=STD**2, noise_std=0.0), tmp_path, steps=64)
     assert ev.numbers["chains/steady_state"] == 0
+
+
+def test_one_chain_that_does_not_move_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the others are of one law already, and it stands in their middle: no R̂ sees it."""
+    rng = np.random.default_rng(0)
+    statistics = {name: rng.normal(size=(16, 1000, size)) for name, size in (("energy", 1), ("pixels", 8))}
+    for values in statistics.values():
+        values[0] = 0
+    snapshots = {step: torch.zeros(16, 2) for step in (0, 999)}
+    found = (list(range(1000)), statistics, np.zeros((16, 1000)), snapshots)
+    monkeypatch.setattr("ebm.evaluation.chains.run", lambda *_: found)
+    ev = judged(Gaussians(torch.zeros(1, 2)), langevin(), tmp_path)
+    assert ev.numbers["chains/rhat/all"] < 1.05
+    assert ev.numbers["chains/steady_state"] == 0 and "1 chains do not move" in ev.sections[0].notes

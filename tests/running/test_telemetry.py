@@ -43,10 +43,14 @@ def test_chain_statistics_of_a_linear_energy():
 @pytest.mark.parametrize("final", [None, 0.001])
 def test_the_short_run_of_the_pictures_is_one_of_its_own(tmp_path, final):
     """An annealed sampler ends a run of 8 steps without noise; after 8 of 64 steps it has nearly all of it."""
-    energy = ConvEnergy((1, 8, 8), 4)
-    generator = torch.Generator().manual_seed(0)
+
+    class Squares(torch.nn.Module):
+        def forward(self, x):
+            return x.square().flatten(1).sum(dim=1)
+
+    energy, generator = Squares(), torch.Generator().manual_seed(0)
     buffer = ReplayBuffer((1, 8, 8), generator, capacity=8, policy="in_place")
-    sampler = SGLD(steps=8, noise_std=0.3, final_noise_std=final)
+    sampler = SGLD(steps=8, step_size=0.1, noise_std=0.3, grad_clamp=None, final_noise_std=final)
     images, loop = buffer.chains.clone(), SimpleNamespace(step=3)
     dataset = SimpleNamespace(test=images, validation=images)
     training = SimpleNamespace(
@@ -58,7 +62,8 @@ def test_the_short_run_of_the_pictures_is_one_of_its_own(tmp_path, final):
     short = scores(energy, sampler(energy, noise, generator)).mean()
     assert numbers["chain/score_short_run"] == pytest.approx(short, rel=1e-5)
     assert numbers["chain/short_long_gap"] == numbers["chain/score_long_run"] - numbers["chain/score_short_run"]
-    after_8_of_64 = sampler.trace(energy, noise, torch.Generator().manual_seed(5), steps=64)[8]
+    noise = uniform_noise((8, 1, 8, 8), generator.manual_seed(5))
+    after_8_of_64 = sampler.trace(energy, noise, generator, steps=64)[8]
     assert (short == pytest.approx(scores(energy, after_8_of_64).mean(), rel=1e-5)) == (final is None)
 
 
