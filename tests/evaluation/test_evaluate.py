@@ -347,7 +347,7 @@ def test_images_of_one_class_have_no_entropy(runs: list[Path], tmp_path: Path) -
 
 def test_few_images_are_no_samples_to_compare_with_and_two_have_no_spread(runs: list[Path], tmp_path: Path) -> None:
     pictures(tmp_path / "images/a", 3)
-    pictures(tmp_path / "images/b", 2)
+    pictures(tmp_path / "images/b", 5)
     data = ["data=folder", f"data.root={tmp_path / 'images'}", "data.image_size=28", "data.channels=1"]
     few = [f"checkpoint={runs[0]}", *data, f"out={tmp_path / 'out'}"]
     found = run(*few, "data.test_fraction=0.4", "evaluation.parts=[samples,ood]", "ood.sets=[noise]", "ood.scores=[]")
