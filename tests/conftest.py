@@ -9,8 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts
@@ -63,6 +69,32 @@ def assert_one_line_error(result: subprocess.CompletedProcess[str], *words: str)
     assert line.startswith("error: "), result.stderr
     for word in words:
         assert word in line, line
+
+
+def bytes_of(x: Tensor) -> NDArray[np.uint8]:
+    """Images (N, C, H, W) in [−1, 1] as a picture has them, (N, H, W, 3)."""
+    x = ((x.float() + 1) * 127.5).round().byte()
+    return (torch.cat([x, x, x], dim=1) if x.shape[1] == 1 else x).permute(0, 2, 3, 1).numpy()
+
+
+def tiles(picture: Image.Image, size: tuple[int, int], factor: int = 1, columns: int = 8) -> NDArray[np.uint8]:
+    """The images (N, height, width, 3) of `size` that a picture is made of, row by row: every pixel a square of
+    `factor`, two white pixels between images."""
+    whole = np.asarray(picture.convert("RGB"))
+    pixels, (height, width) = whole[::factor, ::factor], size
+    assert np.array_equal(pixels.repeat(factor, axis=0).repeat(factor, axis=1), whole)
+    assert pixels.shape[1] == columns * (width + 2) - 2 and (pixels.shape[0] + 2) % (height + 2) == 0
+    corners = [(y, x) for y in range(0, pixels.shape[0], height + 2) for x in range(0, pixels.shape[1], width + 2)]
+    return np.stack([pixels[y : y + height, x : x + width] for y, x in corners])
+
+
+@pytest.fixture
+def figures_saved(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The matplotlib figures that the test saves."""
+    saved: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: (saved.append(figure), save(figure, path)))
+    return saved
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line_error, run
+from conftest import assert_one_line_error, bytes_of, run, tiles
 from PIL import Image
 from scipy import ndimage
 from scipy.stats import kstest
@@ -316,7 +316,16 @@ def test_compose_by_config(tmp_path):
     assert_law(x, [25 * 0.2 * std**2, 25 * 0.3 * std**2], std)
 
 
-def test_inpaint_keeps_what_is_given_bit_for_bit(tmp_path):
+def sheet_rows(figure):
+    """The label of each row of a contact sheet of eight images a row, or fewer, and its images."""
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    pixels = axes.images[0].get_array()
+    found = tiles(Image.fromarray(pixels), (28, 28), columns=(pixels.shape[1] + 2) // 30)
+    return dict(zip(labels, found.reshape(len(labels), -1, *found.shape[1:]), strict=True))
+
+
+def test_inpaint_keeps_what_is_given_bit_for_bit(tmp_path, figures_saved):
     clean = uniform_noise((3, 1, 28, 28), generator())
     np.save(tmp_path / "images.npy", clean.numpy())
     hidden = np.zeros((28, 28), bool)
@@ -334,7 +343,12 @@ def test_inpaint_keeps_what_is_given_bit_for_bit(tmp_path):
     x = np.load(tmp_path / "out/samples.npz")["samples"]
     assert np.array_equal(x[:, 0, ~hidden], clean.numpy()[:, 0, ~hidden])
     assert not np.isclose(x[:, 0, hidden], clean.numpy()[:, 0, hidden]).any(axis=1).all()
-    assert "mask hole" in result.stdout and np.asarray(Image.open(tmp_path / "out/inpainted.png")).std() > 10
+    assert "mask hole" in result.stdout
+    rows = sheet_rows(figures_saved[-1])
+    assert [label.split("\n")[0] for label in rows] == ["original", "mask hole", "biharmonic", "energy"]
+    shown = list(rows.values())
+    assert np.array_equal(shown[0], bytes_of(clean)) and np.array_equal(shown[-1], bytes_of(torch.from_numpy(x)))
+    assert np.array_equal(shown[1][:, ~hidden], bytes_of(clean)[:, ~hidden])
 
 
 def numbers(stdout, row):
@@ -342,7 +356,7 @@ def numbers(stdout, row):
 
 
 @pytest.mark.parametrize("init, row", [("denoise", "σ 0.4"), ("sharpen", "blur 1, σ 0.05")])
-def test_the_energy_restores_better_than_filters(init, row, tmp_path):
+def test_the_energy_restores_better_than_filters(init, row, tmp_path, figures_saved):
     levels = {"denoise": "[0.1,0.4]", "sharpen": "0.05"}[init]
     arguments = [f"init={init}", f"noise_std={levels}", "num_samples=16", "frames=2"]
     result = run("sample.py", *arguments, f"out={tmp_path / 'out'}")
@@ -351,10 +365,13 @@ def test_the_energy_restores_better_than_filters(init, row, tmp_path):
     assert len(filtered) == 2 and degraded < max(filtered) < energy - 1
     samples = np.load(tmp_path / "out/samples.npz")["samples"]
     assert samples.shape == ((32 if init == "denoise" else 16), 1, 28, 28)
-    assert np.asarray(Image.open(tmp_path / "out" / f"{init.removesuffix('e')}ed.png")).std() > 10
+    rows = sheet_rows(figures_saved[-1])
+    (label,) = [label for label in list(rows)[-1:] if label.startswith("energy")]
+    assert f"{energy:.2f} dB" in label
+    assert np.array_equal(rows[label], bytes_of(torch.from_numpy(samples[-16:][:8])))
 
 
-def test_interpolate_goes_around_the_barrier(tmp_path):
+def test_interpolate_goes_around_the_barrier(tmp_path, figures_saved):
     result = run("sample.py", "init=interpolate", "num_samples=8", "path_images=6", f"out={tmp_path / 'out'}")
     assert result.returncode == 0, result.stderr
     x = torch.from_numpy(np.load(tmp_path / "out/samples.npz")["samples"]).view(4, 6, 1, 28, 28)
@@ -363,7 +380,12 @@ def test_interpolate_goes_around_the_barrier(tmp_path):
     blend = torch.lerp(x[:, :1], x[:, -1:], t)
     between, straight = (energy(path[:, 1:-1].flatten(0, 1)).mean() for path in (x, blend))
     assert between < straight - 0.05
-    assert np.asarray(Image.open(tmp_path / "out/interpolated.png")).std() > 10
+    for i in range(4):
+        left, right = figures_saved[-1].axes[2 * i : 2 * i + 2]
+        shown = tiles(Image.fromarray(left.images[0].get_array()), (28, 28), columns=6)
+        assert np.array_equal(shown, bytes_of(torch.cat([blend[i].clamp(-1, 1), x[i]])))
+        for line, path in zip(right.lines, (blend, x), strict=True):
+            assert line.get_ydata().tolist() == pytest.approx(energy(path[i]).tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize(

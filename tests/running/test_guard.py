@@ -1,62 +1,108 @@
-"""The guard's tests fire on trainings that really diverge, and what it says is done."""
+"""The guard sees trainings that diverge in a way, and at a step, that are known, and none that is calm."""
 
 import json
 
 import pytest
 import torch
+from PIL import Image
 from test_resume import SMALL, assert_equal, assert_same_run, checkpoint, go, images, records, resume  # noqa: F401
+from torch import nn
 
 from ebm.running.guard import TESTS, Guard
 
-DIGITS = [override for override in SMALL if not override.startswith("data")]
-DIGITS += ["data=mnist5k", "energy.hidden=8", "buffer.capacity=512", "train.batch_size=32", "train.max_steps=150"]
-DIGITS += ["sampler.steps=5", "train.log_every=5", "guard.warmup_steps=0"]
 BARS = [*SMALL, "energy.hidden=8", "sampler.steps=5", "train.max_steps=60", "train.log_every=5", "guard.warmup_steps=0"]
 
-DIVERGING = {
-    "not_finite": [*BARS, "optimizer.lr=10"],
-    "score_gap": [*DIGITS, "optimizer.lr=1e-2"],
-    "gap_trend": [*DIGITS, "optimizer.lr=1e-2", "loss.contrastive_divergence.alpha=0"],
-    "energy_magnitude": [*DIGITS, "optimizer.lr=1e-2", "loss.contrastive_divergence.alpha=0"],
-    "saturation": [*DIGITS, "sampler.step_size=1e6", "sampler.grad_clamp=null", "loss.contrastive_divergence.alpha=0"],
-    "clamp_share": [*DIGITS, "optimizer.lr=3e-2", "loss.contrastive_divergence.alpha=0"],
-    "noise_score": [*BARS, "optimizer.lr=1e-1"],
-    "fresh_chains": [*DIGITS, "optimizer.lr=1e-2"],
+
+class Slope(nn.Module):
+    """E(x) = θ · mean of x. Images are noise, whose mean is 0 within 0.02, data are of one grey, −0.97. Chains go down
+    by step_size·θ/64 a step. Where they all but stand, every training step adds lr to θ, and E(chains) − E(data) is
+    0.97·θ: they never catch up."""
+
+    def __init__(self, shape, start=0.0, **_):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(float(start)))
+
+    def forward(self, x):
+        return self.slope * x.flatten(1).mean(dim=1)
+
+
+SLOPE = [override for override in SMALL if override != "train.log_every=7"]
+SLOPE += ["energy._target_=test_guard.Slope", "+energy.start=0", "loss.contrastive_divergence.alpha=0"]
+SLOPE += ["train.data_noise_std=0", "scheduler.gamma=1", "buffer.policy=in_place", "buffer.reinit_probability=0"]
+SLOPE += ["buffer.capacity=16", "sampler.noise_std=0", "sampler.step_size=1e-9", "train.max_steps=60"]
+SLOPE += ["train.log_every=5", "guard.warmup_steps=0"]
+HELD = ["optimizer.lr=1e-9", "sampler.grad_clamp=null"]  # θ stays where it starts
+TOO_FEW_STEPS = [*HELD, "energy.start=160", "sampler.step_size=0.004", "buffer.reinit_probability=0.1"]
+
+# The step at which each test fires by itself: the third read-back over its limit, five steps between two. A read-back
+# has the mean over its steps of what depends on θ: θ = lr·(step − 3). Numbers over the limits: at the first of them.
+FAULTS = {
+    "not_finite": (5, ["optimizer.lr=2e38"]),  # θ is infinite after two steps
+    "score_gap": (50, ["optimizer.lr=0.0095"]),  # 0.97·lr·37 = 0.34, from 0.02
+    "gap_trend": (35, ["optimizer.lr=0.0095"]),  # 0.97·lr·20 = 0.18
+    "energy_magnitude": (35, ["optimizer.lr=0.52"]),  # 0.97·lr·22 = 11
+    "saturation": (40, [*HELD, "energy.start=1", "sampler.step_size=1.7"]),  # chains shifted by 30·2·1.7/64: 0.8 at −1
+    "clamp_share": (30, ["optimizer.lr=0.11"]),  # θ/64 = 0.034, the clamp is at 0.03
+    "noise_score": (12, ["optimizer.lr=1e-9", "energy.start=-1"]),  # at the first validation
+    "fresh_chains": (15, TOO_FEW_STEPS),  # old chains are 3.2 lower for every time they were drawn
 }
+
+
+def all_but(name):
+    """Overrides by which the guard makes the one test alone."""
+    return [f"guard.{other}=null" for other in TESTS if other != name]
 
 
 def events(run_dir):
     return [line for line in records(run_dir) if "guard/saw" in line]
 
 
-@pytest.mark.parametrize("name", DIVERGING)
-def test_fires_on_a_diverging_training(tmp_path, images, capsys, name):  # noqa: F811
-    """Each test alone; the limits are the defaults'. Which seed diverges which way differs from machine to machine."""
-    data = [images] if "data=folder" in DIVERGING[name] else []
-    others = [f"guard.{other}=null" for other in TESTS if other != name]
-    code = None
-    for seed in range(8):
-        try:
-            go(tmp_path / str(seed), *DIVERGING[name], *data, *others, "guard.action=stop", f"seed={seed}")
-        except SystemExit as exit:
-            code = exit.code
-            break
-    assert code == 2
+@pytest.fixture(scope="module")
+def grey(tmp_path_factory):
+    """80 pictures of one grey, 4/255: 64 to train, 4 steps an epoch."""
+    folder = tmp_path_factory.mktemp("grey")
+    for i in range(80):
+        Image.new("L", (8, 8), 4).save(folder / f"{i}.png")
+    return f"data.root={folder}"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_sees_a_fault_at_the_step_where_it_must(tmp_path, grey, capsys, name):
+    """Each test alone; the limits are the defaults'."""
+    step, fault = FAULTS[name]
+    with pytest.raises(SystemExit) as exit:
+        go(tmp_path / "run", *SLOPE, *fault, *all_but(name), grey, "guard.action=stop")
+    assert exit.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: the training diverged at step") and f"({name}: " in error
+    assert error.startswith(f"error: the training diverged at step {step} ({name}: ")
     assert "lower optimizer.lr or raise sampler.steps" in error
-    (event,) = events(tmp_path / str(seed))
-    assert event["guard/saw"].startswith(name) and event["guard/action"] == "stop"
+    (event,) = events(tmp_path / "run")
+    assert event["step"] == step and event["guard/saw"].startswith(name) and event["guard/action"] == "stop"
 
 
-def test_does_not_fire_on_a_calm_training(tmp_path, images):  # noqa: F811
-    calm = [*BARS, "train.max_steps=100", "sampler.steps=20"]
-    go(tmp_path / "run", *calm, images)
+CALM = [*BARS, "train.max_steps=100", "sampler.steps=20"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_does_not_fire_on_a_calm_training(tmp_path, images, seed):  # noqa: F811
+    go(tmp_path / "run", *CALM, images, f"seed={seed}")
     assert events(tmp_path / "run") == []
-    go(tmp_path / "off", *calm, images, "guard.action=off")  # watching changes nothing
-    one, two = checkpoint.load(tmp_path / "run"), checkpoint.load(tmp_path / "off")
+    assert sum("train/loss" in line for line in records(tmp_path / "run")) == 20  # that were watched
+
+
+def test_watching_changes_nothing(tmp_path, images):  # noqa: F811
+    for action in ("rollback", "off"):
+        go(tmp_path / action, *CALM, images, f"guard.action={action}")
+    one, two = checkpoint.load(tmp_path / "rollback"), checkpoint.load(tmp_path / "off")
     assert torch.equal(one["generator"], two["generator"])
     assert all(torch.equal(one["energy"][key], two["energy"][key]) for key in one["energy"])
+
+
+def test_does_not_fire_where_chains_from_noise_arrive(tmp_path, grey):
+    """The fault of fresh_chains, but for steps that take every chain to −1 at once."""
+    go(tmp_path / "run", *SLOPE, *TOO_FEW_STEPS, *all_but("fresh_chains"), grey, "sampler.step_size=1")
+    assert events(tmp_path / "run") == []
+    assert any("chain/score_fresh" in line for line in records(tmp_path / "run"))
 
 
 RESCUED = [*BARS, "optimizer.lr=10", "guard.lr_factor=1e-4", "train.save_every_steps=10", "train.keep=9"]
@@ -107,14 +153,15 @@ def test_rollbacks_come_to_an_end(tmp_path, images, capsys):  # noqa: F811
     assert checkpoint.load(tmp_path / "run")["step"] == 0  # healthy, and with the rollbacks in its history
 
 
-def test_warns_and_goes_on(tmp_path, capsys):
-    go(tmp_path / "run", *DIVERGING["fresh_chains"], "guard.action=warn")
+def test_warns_and_goes_on(tmp_path, grey, capsys):
+    go(tmp_path / "run", *SLOPE, *TOO_FEW_STEPS, *all_but("fresh_chains"), grey, "guard.action=warn")
     seen = events(tmp_path / "run")
-    assert seen and all(event["guard/action"] == "warn" for event in seen)
+    assert [event["step"] for event in seen] == [15, 30, 45, 60]
+    assert all(event["guard/action"] == "warn" for event in seen)
     assert "fresh_chains: chains from noise end" in capsys.readouterr().err
     state = checkpoint.load(tmp_path / "run")
-    assert state["step"] == 150 and not state["healthy"]
-    assert checkpoint.step_of(checkpoint.healthy(tmp_path / "run/checkpoints")[-1]) < 150  # the last was not healthy
+    assert state["step"] == 60 and not state["healthy"]
+    assert checkpoint.step_of(checkpoint.healthy(tmp_path / "run/checkpoints")[-1]) == 0  # the last was not healthy
 
 
 def test_off_still_refuses_nan(tmp_path, images, capsys):  # noqa: F811
@@ -140,9 +187,10 @@ def numbers(real=0.0, fake=0.0, **chain):
 
 
 def test_patience_warm_up_and_limits():
-    guard = Guard(patience=2, warmup_steps=100, score_gap=0.5)
+    guard = Guard(patience=2, warmup_steps=100, score_gap=0.5, gap_trend=None)
     assert guard.check(80, numbers(real=9)) is None and guard.healthy  # not yet
     assert guard.check(100, numbers(real=0.1)) is None and guard.healthy
+    assert guard.check(110, numbers(real=0.55)) is None and guard.healthy  # 0.45 above the lowest
     assert guard.check(120, numbers(real=0.9)) is None and not guard.healthy  # the first time
     assert guard.check(140, numbers(real=0.1)) is None and guard.healthy
     assert guard.check(160, numbers(fake=0.9)) is None
