@@ -5,8 +5,9 @@ python tests/benchmarks/tables.py --check    exits 1 and names the pages where t
 
 A table is a file results/NAME.json: its columns (key and heading), its rows (key and number or text, which are copied),
 and the command, machine and date that made them. A row with a `card` takes what it does not give from
-ebm/weights/CARD.json, or results/CARD.json of weights that do not ship. A row with a null waits for its measurement and
-is left out.
+ebm/weights/CARD.json, or results/CARD.json of weights that do not ship. In the columns named by `figures` cells are
+formats of the keys of results/CARD.json, as {auroc/noise:.3f}. A row with a null waits for its measurement and is left
+out.
 """
 
 import json
@@ -95,9 +96,14 @@ def rendered(name: str) -> str:
     """The table as Markdown, its origin below it."""
     table = judges() if name == "judges" else json.loads((RESULTS / f"{name}.json").read_text())
     columns = table["columns"]
+    figures = {
+        column: json.loads((RESULTS / f"{card}.json").read_text())["figures"]
+        for column, card in table.get("figures", {}).items()
+    }
     lines = ["| " + " | ".join(columns.values()) + " |", "|---" * len(columns) + "|"]
     for row in table["rows"]:
         cells = (of_card(row["card"]) if "card" in row else {}) | row
+        cells |= {column: cells[column].format_map(of) for column, of in figures.items()}
         if None not in cells.values():
             lines.append("| " + " | ".join(str(cells[key]) for key in columns) + " |")
     return "\n".join(lines) + "\n\n" + origin(table) + "\n"
