@@ -21,6 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
+import evaluate
 from ebm.energies import ConvEnergy, MLPEnergy
 from ebm.evaluation import figures
 from ebm.running import trained
@@ -261,6 +262,24 @@ def test_every_config_trains_two_steps(group, option, tmp_path, request):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe", [*GROUPS["experiment"], *(f"quick +ablation={name}" for name in GROUPS["+ablation"])]
+)
+def test_every_recipe_as_it_stands_makes_a_step(recipe, tmp_path, data_root):
+    """Its sizes, too. RUN_DIR are weights of its own that no test can have."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", f"experiment={recipe}".split())
+    given = ["initial_weights=null"] if cfg.initial_weights == "RUN_DIR" else []
+    given += [f"data.root={data_root}"] if "root" in cfg.data else []
+    limits = ["train.epochs=null", "train.max_steps=1", "train.sample_steps=1", "wandb.mode=disabled"]
+    result = run("train.py", *f"experiment={recipe}".split(), *given, *limits, f"hydra.run.dir={tmp_path / 'run'}")
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in records(tmp_path / "run") if "train/loss" in line]
+    assert line["step"] == 1 and np.isfinite(list(line.values())).all()
+    assert load(tmp_path / "run")["buffer"]["ages"].max() == cfg.sampler.steps
+
+
+@pytest.mark.slow
 def test_training_options_together(tmp_path):
     """KL term, twins, augmented chains from class means, annealed steps, warm-up; a residual net."""
     path = tmp_path / "run"
@@ -385,12 +404,55 @@ def test_every_data_set_in_sample_and_evaluate(option, tmp_path, request, monkey
     assert "auroc/noise" in json.loads((tmp_path / "out/metrics.json").read_text())
 
 
-def test_every_config_group_option_is_tested_or_needs_a_download():
-    for group in GROUPS:
-        options = {path.stem for path in (ROOT / "conf" / group.removeprefix("+")).glob("*.yaml")} - {"trained"}
-        tested = {name for option in GROUPS[group] for name in option.strip("[]").split(",")}
-        assert options - tested == ({"cifar10", "torchvision"} if group == "data" else set())
+def test_every_data_set_is_tested_or_needs_a_download():
     assert {path.stem for path in (ROOT / "conf/data").glob("*.yaml")} - set(DATA) == {"cifar10", "torchvision"}
+
+
+# The files of conf/ that are no option of a group above, and where they are run.
+RUN_ELSEWHERE = {
+    **dict.fromkeys(("train", "sample", "evaluate", "sampler/trained"), "every test here"),
+    **dict.fromkeys(("data/cifar10", "data/torchvision", "data/trained"), "above"),
+    **{f"hydra/{name}": "running/test_sweeps.py" for name in ("launcher/slurm", "sweeper/tpe")},
+    "wandb_sweep": "running/test_sweeps.py",
+}
+EVALUATIONS = sorted(path.stem for path in (ROOT / "conf/evaluation").glob("*.yaml"))
+
+
+def test_every_file_of_the_configuration_is_run():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", return_hydra_config=True)
+    defaults = {f"{group}/{name}" for group, name in cfg.hydra.runtime.choices.items() if isinstance(name, str)}
+    options = {
+        f"{group}/{name}" for group in GROUPS for option in GROUPS[group] for name in option.strip("[]").split(",")
+    }
+    run_here = (
+        defaults | {option.removeprefix("+") for option in options} | {f"evaluation/{name}" for name in EVALUATIONS}
+    )
+    files = {str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*.yaml")}
+    assert files - run_here == set(RUN_ELSEWHERE)
+    for name, where in RUN_ELSEWHERE.items():
+        assert not where.endswith(".py") or name.split("/")[-1] in (ROOT / "tests" / where).read_text()
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_every_evaluation_is_run(name, run_dir, tmp_path):
+    """As it stands its settings are accepted; small, it runs the parts that it names."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("evaluate", [f"evaluation={name}"])
+    evaluate.check_settings(OmegaConf.to_container(cfg, resolve=True))
+    small = ["bootstrap=2", "samples.count=16", "samples.steps=[2]", "chains.count=2", "chains.steps=16"]
+    small += ["ais.chains=2", "ais.temperatures=2", "ais.burn_in=1", "wandb.mode=disabled", f"out={tmp_path / 'out'}"]
+    result = run("evaluate.py", f"checkpoint={run_dir}", f"evaluation={name}", *small)
+    assert result.returncode == 0, result.stderr
+    numbers = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert (
+        numbers["protocol"]["evaluation"] == {"name": name, "parts": list(cfg.evaluation.parts)}
+        and cfg.evaluation.name == name
+    )
+    kinds = {key.split("/")[0] for key in numbers}
+    shown = {"ood": "auroc", "samples": "frechet", "chains": "chains", "likelihood": "log_z"}
+    for part in cfg.evaluation.parts:
+        assert part in numbers["skipped"] or shown.get(part, "log_z") in kinds
 
 
 def test_cifar10_composes_and_says_how_to_get_it(tmp_path):
