@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,7 +134,6 @@ def test_names(whole: dict[str, Any], runs: list[Path]) -> None:
     assert set(whole["skipped"]) == {
         f"ood/{n}" for n in ("mnist", "fashion_mnist", "kmnist", "omniglot", "svhn", "cifar10")
     } | {"classification", "density"}
-    assert all(np.isfinite(v) for v in whole.values() if isinstance(v, float))
 
 
 def test_the_row_of_real_images_is_of_validation_images(whole: dict[str, Any], runs: list[Path]) -> None:
@@ -150,7 +150,7 @@ def test_protocol_and_files(whole: dict[str, Any], runs: list[Path]) -> None:
     protocol = whole["protocol"]
     assert protocol["sampler"]["step_size"] == 10.0 and protocol["seed"] == 0 and protocol["step"] == 7
     assert len(protocol["weights"][0]) == len(protocol["data"]["hash"]) == 16
-    assert protocol["versions"]["torch"] == torch.__version__.split("+")[0] or protocol["versions"]["torch"]
+    assert protocol["versions"]["torch"] == version("torch")
     out = runs[0] / "evaluation" / "all"
     names = {"scores", "roc", "auroc", "examples", "quality", "samples", "nearest", "classes", "chains", "chain_strips"}
     assert {file.name for file in out.iterdir()} == {f"{n}.png" for n in names} | {"metrics.json", "report.html"}

@@ -132,6 +132,29 @@ def test_outliers_of_a_wider_gaussian(tmp_path: Path) -> None:
         assert_within_its_interval(ev.numbers, key, expected)
 
 
+class Half(nn.Module):
+    """E(x) = −sum of the upper or of the lower half of x."""
+
+    def __init__(self, rows: slice) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x[:, :, self.rows].flatten(1).sum(dim=1)
+
+
+def test_an_ensemble_of_two_halves(tmp_path: Path) -> None:
+    """Its mean is that of all pixels; its spread the size of a difference, whose mean is 0, narrow of test images and
+    wide of noise."""
+    ev = evaluation(tmp_path, Half(slice(4)), images())
+    ev.energies.append(Half(slice(4, None)))
+    ood(ev, sets=["noise"], scores=[])
+    law, noise = stats.norm(PIXELS * MEAN, SIZE * STD), stats.norm(0, SIZE / math.sqrt(3))
+    assert_within_its_interval(ev.numbers, "auroc/noise/ensemble_mean", separations(law, noise)["auroc"])
+    spread = 2 / math.pi * math.atan(noise.std() / law.std())
+    assert_within_its_interval(ev.numbers, "auroc/noise/ensemble_spread", spread)
+
+
 def kernel_mean(a: float, s: float, b: float, t: float, dims: int) -> float:
     """E (x·y/D + 1)³ of independent x ~ N(a, s² I) and y ~ N(b, t² I) in D dimensions, by the moments of x·y."""
     dot, x, y, both = dims * a * b, dims * a**2, dims * b**2, dims * s**2 * t**2

@@ -11,7 +11,6 @@ from conftest import TINY, run
 
 import train
 from ebm.energies import ConvEnergy
-from ebm.evaluation import figures
 from ebm.evaluation.metrics import scores
 from ebm.running.pictures import draw_samples
 from ebm.running.telemetry import chain_statistics, fresh_scores
@@ -91,12 +90,6 @@ def test_fresh_scores():
     }
     nothing_old = fresh_scores(scores, torch.zeros(6, dtype=torch.int64))
     assert nothing_old["fresh"] == 6 and nothing_old["old"] == 0 and nothing_old["fresh_reached"] == 0
-
-
-def test_picture_of_scores_and_ages(tmp_path):
-    rng = np.random.default_rng(0)
-    figures.chain_state(tmp_path / "a.png", {"buffer": rng.normal(size=50), "real": rng.normal(size=9)}, np.arange(40))
-    assert (tmp_path / "a.png").stat().st_size > 5000
 
 
 def test_the_clock_waits_for_the_device_at_the_end_of_a_log_interval(tmp_path, monkeypatch):
