@@ -62,8 +62,7 @@ def bracket(
     samples     (chains, *shape) of the target, where the reverse starts; as many go forward
     burn_in     transitions at β = 1 that the samples first make, where they are not of the target itself
     leapfrog    steps of a transition, >= 1; with 1 it is MALA
-    acceptance  that a first pass, which is thrown away, tunes each temperature's step size to: the weights are then
-                those of fixed kernels, and unbiased
+    acceptance  that a first pass, thrown away, tunes step sizes to: the weights are unbiased, those of fixed kernels
     bounds      (low, high) box; chains are reflected at its walls. None for none
     progress    what the transitions are iterated through, as a bar that tells of them: 3K + `burn_in` in four ranges
 
@@ -72,7 +71,6 @@ def bracket(
     check.number("ais.leapfrog", leapfrog, 1, integer=True)
     check.number("ais.acceptance", acceptance, 0, 1, open_low=True)
     check.that(len(samples) >= 2, f"ais.chains must be at least 2, got {len(samples)}")
-
     sizes, target = [0.1] * len(betas), _over_temperature(energy)
 
     def walk(x: Tensor, forward: bool = True, tune: bool = False) -> tuple[Tensor, float]:

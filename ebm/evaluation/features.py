@@ -199,15 +199,14 @@ def judge(
 def shipped_judge(name: str, device: Device = "cpu") -> tuple[Classifier, dict[str, Any]]:
     """A judge that ships, and {name, weights' hash, accuracy}. Raises ValueError for weights that are not its own."""
     shape, known = SHIPPED[name]
-    net = Classifier(shape, 10)
+    net = untrained(shape, 10, blocks=2, seed=0)
     net.load_state_dict(torch.load(JUDGES / f"{name}.pt", map_location="cpu", weights_only=True))
     weights = weights_hash(net.state_dict())
     check.that(
         weights == known, f"{JUDGES / name}.pt is not the judge that numbers are told by: {weights}, not {known}"
     )
     card = json.loads((JUDGES / f"{name}.json").read_text())
-    net.eval().requires_grad_(False).to(memory_format=torch.channels_last).to(device)
-    return net, {"name": name, "weights": weights, "accuracy": card["accuracy"]}
+    return net.eval().requires_grad_(False).to(device), {"name": name, "weights": weights, "accuracy": card["accuracy"]}
 
 
 def own_classifier(dataset: Dataset, cache: str | None, device: Device) -> Classifier:
@@ -217,9 +216,9 @@ def own_classifier(dataset: Dataset, cache: str | None, device: Device) -> Class
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
         check.that(all(value.isfinite().all() for value in weights.values()), "its weights are not finite")
-        net = Classifier(dataset.shape, len(weights["head.bias"]), blocks=1)
+        net = untrained(dataset.shape, len(weights["head.bias"]), blocks=1, seed=0)
         net.load_state_dict(weights)
-        return net.eval().requires_grad_(False).to(memory_format=torch.channels_last).to(device)
+        return net.eval().requires_grad_(False).to(device)
     except Exception:  # missing, torn, another layout: whatever loading can raise
         net = train_classifier(dataset, device=device)
     memory = io.BytesIO()

@@ -29,6 +29,7 @@ def upgraded(state: dict[str, Any]) -> dict[str, Any]:
     data = config.get("data")
     if isinstance(data, dict) and data.get("_target_") in allowed.SHIPPED["data"] and "hold_out" not in data:
         data["hold_out"] = "test"  # there were two splits
+        config.setdefault("judge", None)
     for part in ("test images", "test labels"):  # no training reads them
         state.get("data_hashes", {}).pop(part, None)
     if "start" in config:

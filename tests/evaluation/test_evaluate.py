@@ -198,7 +198,7 @@ def test_on_a_terminal_a_bar_counts_every_step(runs: list[Path], tmp_path: Path,
     monkeypatch.setattr("ebm.evaluation.evaluation.tqdm", Shown)
     run(
         f"checkpoint={runs[0]}",
-        "evaluation.parts=[ood,samples,chains,densities]",
+        "evaluation.parts=[ood,samples,chains,likelihood]",
         f"out={tmp_path / 'out'}",
         "ood.sets=[noise]",
     )
