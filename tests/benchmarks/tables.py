@@ -71,12 +71,12 @@ def judges() -> dict[str, Any]:
     for name in features.SHIPPED:
         card = json.loads((features.JUDGES / f"{name}.json").read_text())
         cells = {key: f"{card[key]:.4f}" for key in ("accuracy", "accuracy_validation")}
-        minutes = f"{card['minutes']:.0f}, {card['machine']}"
+        minutes = f"{card['core_minutes']:.0f}, {card['machine']}"
         rows.append(
             cells
             | {"name": f"`{name}`", "images": card["images"], "minutes": minutes, "command": f"`{card['command']}`"}
         )
-    headings = ("`judge=`", "learned from", "accuracy, test", "validation", "minutes", "made by")
+    headings = ("`judge=`", "learned from", "accuracy, test", "validation", "minutes of one core", "made by")
     keys = ("name", "images", "accuracy", "accuracy_validation", "minutes", "command")
     return {"columns": dict(zip(keys, headings, strict=True)), "rows": rows, "note": "CIFAR-10 as JPEG files"}
 
