@@ -16,22 +16,22 @@ from ebm.running import checkpoint, trained
 
 @pytest.mark.slow
 def test_a_third_of_the_quick_recipe(tmp_path: Path) -> None:
-    """Of 256 samples, 256 steps from noise: Fréchet and kernel distance, class entropy; of the last ten read-backs, how
-    far below the buffer's chains those from noise end after a step's SGLD steps. A sampler half as good is seen by the
-    latter, and by the kernel distance, which has no bias. Measured (2026-11-27, CPU, the judge mnist):
+    """Of 256 samples, 256 steps from noise: Fréchet and kernel distance, class entropy. And how far below the buffer's
+    chains those from noise end after a training step's SGLD steps, mean of the last ten read-backs: that is what half
+    the SGLD steps show in, the distances see half the step size. Measured on a CPU, by the judge mnist:
 
-    seed                      0      1      2    0, step_size=5    0, steps=10    training images
-    Fréchet distance       10.3    8.9    8.5              13.8           11.8                1.3
-    kernel distance       0.178  0.168  0.158             0.243          0.215
-    class entropy          0.95   0.98   0.97              0.95           0.94
-    behind                 0.28   0.27   0.35              0.56           0.58
+    seed                      0      1      2    0, step_size=5    0, steps=10    1, steps=10    training images
+    Fréchet distance       10.3    8.9    8.5              13.8           11.8            9.1                1.3
+    kernel distance       0.178  0.168  0.158             0.243          0.215          0.164
+    class entropy          0.95   0.98   0.97              0.95           0.94           0.98
+    behind                 0.28   0.27   0.35              0.56           0.58           0.47
     """
     folder = tmp_path / "run"
     done = run("train.py", "train.max_steps=770", "wandb.mode=disabled", f"hydra.run.dir={folder}")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     behind = [line["chain/score_old"] - line["chain/score_fresh"] for line in lines if "chain/score_fresh" in line]
-    assert np.mean(behind[-10:]) < 0.45
+    assert np.mean(behind[-10:]) < 0.42
     data, energy, state = mnist5k(), checkpoint.load_energy(folder), checkpoint.load(folder)
     ev = Evaluation([energy], data, trained.sampler_of(state, {}), tmp_path, torch.device("cpu"), cache=str(tmp_path))
     judge, _ = ev.classifier
