@@ -17,12 +17,12 @@ from ebm.running import checkpoint, trained
 @pytest.mark.slow
 def test_a_third_of_the_quick_recipe(tmp_path: Path) -> None:
     """Of 256 samples, 256 steps from noise: Fréchet and kernel distance, class entropy. And how far below the buffer's
-    chains those from noise end after a training step's SGLD steps, mean of the last ten read-backs: that is what half
-    the SGLD steps show in, the distances see half the step size. Measured on a CPU, by the judge mnist:
+    chains those from noise end after a training step's SGLD steps, mean of the last ten read-backs. Half the SGLD steps
+    and half the step size are seen by all but the entropy. Measured on a CPU, by the judge mnist:
 
     seed                      0      1      2    0, step_size=5    0, steps=10    1, steps=10    training images
-    Fréchet distance       10.3    8.9    8.5              13.8           11.8            9.1                1.3
-    kernel distance       0.178  0.168  0.158             0.243          0.215          0.164
+    Fréchet distance       30.1   21.5   21.8              36.9           34.8           35.8                3.3
+    kernel distance        0.40   0.22   0.24              0.48           0.50           0.60               0.00
     class entropy          0.95   0.98   0.97              0.95           0.94           0.98
     behind                 0.28   0.27   0.35              0.56           0.58           0.47
     """
@@ -37,7 +37,7 @@ def test_a_third_of_the_quick_recipe(tmp_path: Path) -> None:
     judge, _ = ev.classifier
     x = ev.sampled(ev.noise(256), None, 256)
     real, fake = (features.features_of(judge, images) for images in (data.validation, x))
-    assert metrics.frechet(real, fake) < 12
-    assert metrics.kernel_distance(real, fake, 2, np.random.default_rng(0))[0] < 0.2
+    assert metrics.frechet(real, fake) < 33
+    assert metrics.kernel_distance(real, fake, 2, np.random.default_rng(0))[0] < 0.44
     counts = metrics.in_batches(judge, x).argmax(dim=1).bincount(minlength=10)
     assert metrics.entropy(counts.numpy()) > 0.9
