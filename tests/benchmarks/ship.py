@@ -6,7 +6,7 @@ python tests/benchmarks/ship.py mnist A/metrics.json RUN_DIR
 Writes ebm/weights/mnist.pt, the energy and the configuration it was trained with, and mnist.json: recipe, seed, hash of
 the data and the figures measured, and of a run that started from weights the recipe of these, and of theirs. RUN_DIR
 may be a file of average.py. Without it the figures of the card alone are replaced: what ships, measured anew; the card
-of weights that do not ship, as the published ones, is tests/benchmarks/results/NAME.json.
+of weights that do not ship, as the published ones, is tests/benchmarks/cards/NAME.json.
 """
 
 import json
@@ -24,7 +24,7 @@ protocol = numbers.pop("protocol")
 figures = {key: value for key, value in numbers.items() if key not in ("checkpoint", "skipped")}
 measured = {"protocol": protocol, "figures": figures}
 if not run:
-    card = CARD if CARD.is_file() else Path(__file__).parent / f"results/{name}.json"
+    card = CARD if CARD.is_file() else Path(__file__).parent / f"cards/{name}.json"
     kept = json.loads(card.read_text()) if card.is_file() else {}
     card.write_text(json.dumps(kept | measured, indent=1) + "\n")
     sys.exit()

@@ -5,8 +5,8 @@ python tests/benchmarks/tables.py --check    exits 1 and names the pages where t
 
 A table is a file results/NAME.json: its columns (key and heading), its rows (key and number or text, which are copied),
 and the command, machine and date that made them. A row with a `card` takes what it does not give from
-ebm/weights/CARD.json, or results/CARD.json of weights that do not ship. In the columns named by `figures` cells are
-formats of the keys of results/CARD.json, as {auroc/noise:.3f}. A row with a null waits for its measurement and is left
+ebm/weights/CARD.json, or cards/CARD.json of weights that do not ship. In the columns named by `figures` cells are
+formats of the keys of cards/CARD.json, as {auroc/noise:.3f}. A row with a null waits for its measurement and is left
 out.
 """
 
@@ -22,6 +22,7 @@ from ebm.evaluation import features
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
+CARDS = Path(__file__).parent / "cards"
 PAGES = [ROOT / "README.md", *sorted(page for part in ("conf", "ebm", "tests") for page in (ROOT / part).rglob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIGURES = {  # of a card: key of evaluate.py, digits
@@ -44,7 +45,7 @@ WITH_INTERVAL = ("accuracy", "distance")
 def of_card(name: str) -> dict[str, str]:
     """What the card of weights says, as the cells of a row."""
     ships = ROOT / "ebm/weights" / f"{name}.json"
-    card = json.loads((ships if ships.is_file() else RESULTS / f"{name}.json").read_text())
+    card = json.loads((ships if ships.is_file() else CARDS / f"{name}.json").read_text())
     figures, judge, cells = card["figures"], card["protocol"]["judge"]["name"], {"what": f"`{name}`"}
     if "recipe" in card:
         energy = load_energy(name)
@@ -97,7 +98,7 @@ def rendered(name: str) -> str:
     table = judges() if name == "judges" else json.loads((RESULTS / f"{name}.json").read_text())
     columns = table["columns"]
     figures = {
-        column: json.loads((RESULTS / f"{card}.json").read_text())["figures"]
+        column: json.loads((CARDS / f"{card}.json").read_text())["figures"]
         for column, card in table.get("figures", {}).items()
     }
     lines = ["| " + " | ".join(columns.values()) + " |", "|---" * len(columns) + "|"]
