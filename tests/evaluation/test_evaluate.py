@@ -399,7 +399,7 @@ def test_points_in_the_plane(tmp_path: Path) -> None:
 def test_sweep_and_comparison(runs: list[Path], tmp_path: Path) -> None:
     done = script(tmp_path, "-m", f"checkpoint={runs[0]},nowhere,{runs[1]}", "evaluation=scores", "bootstrap=20")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert [line.partition(":")[0] for line in done.stderr.splitlines()][-2:] == ["error", "error"]
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()].count("error") == 2
     for folder in runs:
         assert (folder / "evaluation" / "scores" / "metrics.json").is_file()
         assert list((folder / "evaluation" / "scores" / "wandb").glob("offline-run-*"))
