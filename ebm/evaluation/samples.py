@@ -1,5 +1,6 @@
 """The part `samples`: samples against test images in the judge's features, beside what validation images reach."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from ebm.data import scaled
 from ebm.energies import labels_in_proportion
 from ebm.evaluation import features, figures, metrics
 from ebm.evaluation.evaluation import Evaluation
-from ebm.sampling.chains import padded
+from ebm.sampling.chains import GROUP
 
 Start = tuple[Tensor, Tensor | None]  # chains (N, *shape), and their labels (N,) or none
 FROM = {"": "from noise", "/buffer": "from the buffer"}  # where chains start, by the suffix of their numbers' keys
@@ -41,7 +42,8 @@ def samples(
     starts = starts_of_chains(ev, count, buffer)
     # Each number of steps is a run of its own, for samplers that anneal.
     images: dict[str, Tensor] = {}
-    with ev.progress("samples", total=len(starts) * sum(steps) * len(padded(ev.noise(count)))) as bar:
+    chains = math.ceil(count / GROUP) * GROUP  # the last batch is filled up
+    with ev.progress("samples", total=len(starts) * sum(steps) * chains) as bar:
         for suffix, (x, labels) in starts.items():
             images |= {f"{k}{suffix}": ev.sampled(x, labels, k, bar.update) for k in steps}
     images["real"] = scaled(data.validation[ev.chosen(data.validation, count)])
@@ -57,7 +59,7 @@ def samples(
     versus = f"{count} samples a line against the {data.name} test images, in the features of the judge, {judge}."
     close = "nearest: median distance to a training image; copies: share of samples nearer than 99 % of the test images"
     rows = {f"{k}{suffix}": [f"{k} steps from {suffix[1:] or 'noise'}"] for suffix in starts for k in steps}
-    rows["real"] = ["validation images" + " (which are test images)" * (data.validation is data.test)]
+    rows["real"] = ["test images (hold_out=test)" if data.validation is data.test else "validation images"]
     ev.section("Samples", ["samples"], columns, rows, [versus, close], digits=3, intervals=["Fréchet", "kernel"])
 
 
