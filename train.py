@@ -30,28 +30,25 @@ from ebm import check, losses
 from ebm.data import Batches, Dataset, noised
 from ebm.evaluation import features
 from ebm.files import write_whole
-from ebm.running import checkpoint, cli, maintenance, resume, sweep, telemetry, tracking
+from ebm.running import checkpoint, cli, maintenance, phases, resume, sweep, telemetry, tracking
 from ebm.running.ranks import Ranks
-from ebm.running.state import Training, check_settings, default_generator
+from ebm.running.state import Phase, Training, check_settings, default_generator
 from ebm.sampling.buffer import ReplayBuffer
 
 
 def training_step(run: Training) -> dict[str, Tensor]:
     """One step of contrastive divergence with chains that persist (Du & Mordatch 2019, algorithm 1): scalars to log."""
     x_data, y_data = run.batches.next()
-    chains, places, ages, labels = run.buffer.draw(run.chains, run.generator)
+    chains, places, ages, labels = run.buffer.draw(run.phase.chains, run.generator)
     x_model = run.sampler(run.energy, chains, run.generator, labels=labels if run.has_classes else None)
     run.buffer.put(x_model, places, ages + run.sampler.steps, labels)
-    if run.chains < run.batch_size:  # the negatives are those of the steps before, too
-        x_model, ages, labels = run.buffer.newest(run.batch_size)
-        ages = ages - run.sampler.steps
     y_model = labels if run.has_classes else None
 
-    x_noised = noised(x_data, run.data_noise_std, run.sampler.bounds, run.generator)
-    loss, logs = run.loss(run.parallel_energy, x_noised, x_model, run.generator, y_data, y_model)
+    x_noised = noised(x_data, run.phase.data_noise_std, run.sampler.bounds, run.generator)
+    loss, logs = run.phase.loss(run.parallel_energy, x_noised, x_model, run.generator, y_data, y_model)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    logs["grad_norm"] = nn.utils.clip_grad_norm_(run.energy.parameters(), run.grad_norm_clip)
+    logs["grad_norm"] = nn.utils.clip_grad_norm_(run.energy.parameters(), run.phase.grad_norm_clip)
     run.optimizer.step()
 
     run.last_batch = (x_data, x_model, y_model)
@@ -90,7 +87,12 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
             if due.done or due.stop:
                 break
             started = time.perf_counter()
-            run.set_learning_rate(due.epoch, intervals.progress(run.loop))
+            progress = intervals.progress(run.loop)
+            if (number := run.phase_at(progress)) != run.loop.phase:
+                run.start_phase(number)
+                if ranks.first:
+                    bar.write(f"phase {run.phase.name} from step {run.loop.step} on", file=sys.stderr)
+            run.set_learning_rate(due.epoch, progress)
             logs = training_step(run)
             run.loop.add(logs)
             bar.update()
@@ -122,17 +124,17 @@ def build(
 ) -> Training:
     """The parts that the configuration names, on this rank's device, before any step."""
     cli.refuse_old_names(resume.flat(config))  # of a file of the user's own
-    check_settings(config)
+    for of_phase in phases.configs(config):
+        check_settings(of_phase)
     device = ranks.device(cli.pick_device(cfg.device))
-    sampler = instantiate(cfg.sampler, _convert_="all")
-    check.number("sampler.steps", sampler.steps, 1, integer=True)  # chains that stay at noise teach nothing
-    loss = losses.Sum(instantiate(cfg.get("loss", {}), _convert_="all"))
-    scheduler = instantiate(cfg.scheduler)
     guard = instantiate(cfg.guard)
+    ranks.share("train.batch_size", cfg.train.batch_size)
+    of_run = build_phases(cfg, ranks)
     dataset = build_dataset(cfg, run_dir, ranks, state)
     energy, energy_config = build_energy(cfg, dataset, device)
     classes, class_shares = getattr(energy, "classes", None), getattr(energy, "class_shares", None)
-    loss.check(dataset.shape, classes)
+    for phase in of_run:
+        phase.loss.check(dataset.shape, classes)
     if cfg.initial_weights is not None and state is None:
         checkpoint.start_from(energy, cfg.initial_weights)
     energy.to(memory_format=torch.channels_last).to(device)  # faster convolutions
@@ -140,27 +142,15 @@ def build(
     generator = torch.Generator(device).manual_seed(ranks.seed(cfg.seed))
     order_generator = generator if ranks.size == 1 else torch.Generator(device).manual_seed(cfg.seed)
     labels = None if classes is None else dataset.train_labels
-    batches = Batches(dataset.train, cfg.train.batch_size, order_generator, ranks.rank, ranks.size, labels)
-    buffer = build_buffer(cfg, dataset, energy, generator, ranks)
-    batch_size, chains = sizes_of_step(cfg, buffer, ranks)
     return Training(
         energy=energy,
         parallel_energy=ranks.wrap(energy),
-        sampler=sampler,
-        buffer=buffer,
-        batches=batches,
-        loss=loss,
-        optimizer=instantiate(cfg.optimizer, _partial_=True)(energy.parameters()),
-        scheduler=scheduler,
+        phases=of_run,
+        batches=Batches(dataset.train, cfg.train.batch_size, order_generator, ranks.rank, ranks.size, labels),
         guard=guard,
         dataset=dataset,
         ranks=ranks,
         generator=generator,
-        batch_size=batch_size,
-        chains=chains,
-        data_noise_std=cfg.train.data_noise_std,
-        grad_norm_clip=cfg.train.grad_norm_clip,
-        warmup_steps=cfg.train.warmup_steps,
         settings={
             "config": config,
             "energy_config": energy_config,
@@ -169,6 +159,34 @@ def build(
             "data_hashes": features.data_hashes(dataset),
         },
     )
+
+
+def build_phases(cfg: DictConfig, ranks: Ranks) -> list[Phase]:
+    """What each phase of the training sets, the first one all of it."""
+    config: Any = OmegaConf.to_container(cfg)
+    configs, starts = phases.configs(config), phases.starts(config)
+    named = config["phases"] or {}
+    anew = [config, *named.values()]
+    result = []
+    for i, name in enumerate(["begin", *named]):
+        of_phase = OmegaConf.create(configs[i])
+        settings = of_phase.train
+        sampler = instantiate(of_phase.sampler, _convert_="all")
+        check.number("sampler.steps", sampler.steps, 1, integer=True)  # chains that stay at noise teach nothing
+        phase = Phase(
+            name=name,
+            start=starts[i],
+            end=[*starts, 1.0][i + 1],
+            sampler=sampler,
+            loss=losses.Sum(instantiate(of_phase.get("loss", {}), _convert_="all")),
+            scheduler=instantiate(of_phase.scheduler),
+            new_buffer=partial(build_buffer, of_phase.buffer) if "buffer" in anew[i] else None,
+            new_optimizer=instantiate(of_phase.optimizer, _partial_=True) if "optimizer" in anew[i] else None,
+            chains=ranks.share("train.chains", settings.chains or settings.batch_size),
+            **{key: settings[key] for key in ("data_noise_std", "grad_norm_clip", "warmup_steps")},
+        )
+        result.append(phase)
+    return result
 
 
 def build_dataset(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | None) -> Dataset:
@@ -216,20 +234,9 @@ def build_buffer(
 ) -> ReplayBuffer:
     """This rank's replay buffer, full of fresh chains."""
     of_data = {name: getattr(energy, name, None) for name in ("classes", "class_shares")}
-    sizes = {key: ranks.share(f"buffer.{key}", cfg.buffer[key]) for key in ("capacity", "initial") if ranks.size > 1}
-    new_buffer = instantiate(cfg.buffer, _partial_=True)
+    sizes = {key: ranks.share(f"buffer.{key}", cfg[key]) for key in ("capacity", "initial") if ranks.size > 1}
+    new_buffer = instantiate(cfg, _partial_=True)
     return new_buffer(dataset.shape, generator, class_means=dataset.class_means, **of_data, **sizes)
-
-
-def sizes_of_step(cfg: DictConfig, buffer: ReplayBuffer, ranks: Ranks) -> tuple[int, int]:
-    """(batch size, chains that a step draws from the buffer) of this rank. Raises ValueError where these do not fit."""
-    batch_size = ranks.share("train.batch_size", cfg.train.batch_size)
-    chains = ranks.share("train.chains", cfg.train.chains or cfg.train.batch_size)
-    check.number("train.chains", chains, 1, batch_size, integer=True)
-    if chains < batch_size and buffer.policy != "fifo":
-        raise ValueError(f"train.chains={cfg.train.chains}, less than the batch, needs buffer.policy=fifo")
-    buffer.check_count(chains)
-    return batch_size, chains
 
 
 def train_or_resume(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], goes_on: bool) -> float:

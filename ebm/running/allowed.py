@@ -16,6 +16,7 @@ from ebm.data import image_folder, mnist5k, torchvision_dataset
 from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy
 from ebm.losses import KL, Classification, ContrastiveDivergence, Twins
 from ebm.optim import ExponentialDecay, PolynomialDecay, adam
+from ebm.running import phases
 from ebm.running.guard import Guard
 from ebm.sampling.buffer import ReplayBuffer
 from ebm.sampling.sgld import SGLD
@@ -87,10 +88,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     own, in a folder of PYTHONPATH where nothing is installed, or with other than plain values."""
     folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     of_user = [folder for folder in folders if not INSTALLED & {*Path(folder).resolve().parts}]
+    for of_phase in phases.configs(config) if config.get("phases") else []:
+        check_config(of_phase)
     terms = config.get("loss", {})
     if not isinstance(terms, dict) or any(str(name).startswith("_") for name in terms):
         raise ValueError(f"loss must be terms by name, got {terms!r}")
-    others = [(group, group, value) for group, value in config.items() if group != "loss"]
+    others = [(group, group, value) for group, value in config.items() if group not in ("loss", "phases")]
     for group, key, value in [*others, *(("loss", f"loss.{name}", term) for name, term in terms.items())]:
         name = str(value.get("_target_")) if isinstance(value, dict) else ""
         if group in SHIPPED and name not in SHIPPED[group]:

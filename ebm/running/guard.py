@@ -32,7 +32,7 @@ class Guard:
     max_rollbacks  so many, then stop, >= 0
     lr_factor      the learning rate's factor at each rollback, in (0, 1]
     patience       read-backs in a row that a test must be over its limit to fire, >= 1
-    warmup_steps   training steps before which only `not_finite` fires, >= 0
+    warmup_steps   training steps of each phase before which only `not_finite` fires, >= 0
     the others     the limits, one a test of TESTS; None for a test that is not made
 
     The test `not_finite` has no limit and no patience. Raises ValueError for a setting out of range.
@@ -60,6 +60,10 @@ class Guard:
         for name, limit in self.limits.items():
             check.number(f"guard.{name}", limit)
         self.rollbacks: list[list[int]] = []  # [step of divergence, step gone back to]
+        self.start_phase()
+
+    def start_phase(self) -> None:
+        """Other chains are to come, and other gaps."""
         self.lowest_gap = math.inf  # of all read-backs since the warm-up
         self._watch_afresh()
 
@@ -78,7 +82,7 @@ class Guard:
         return self.lr_factor ** len(self.rollbacks)
 
     def check(self, step: int, numbers: Mapping[str, float]) -> str | None:
-        """The test that fires on the numbers logged at `step`, and why, in a line; None while all is well."""
+        """The test that fires on the numbers logged at a phase's `step`, and why, in a line; None while all is well."""
         if self.action == "off":
             return None
         for key, value in numbers.items():

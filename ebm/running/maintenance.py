@@ -146,17 +146,17 @@ class Maintenance:
     def __call__(self, due: Due) -> bool:
         """Do what is due. False after a rollback, when something else is due. Raises ValueError where the training has
         diverged and is to stop."""
-        guard, best = self.training.guard, False
+        guard, loop, best = self.training.guard, self.training.loop, False
         self.pictures_left = due.pictures
         trouble = self.read_back(due) if due.read_back else None
         if trouble is None and due.save:
             trouble = self.check_finite()
         if due.validate and (trouble is None or guard.decide(trouble) == "warn"):
             numbers = self.validate(due)
-            trouble = trouble or guard.check(self.training.loop.step, numbers)
-            best = guard.healthy and numbers["val/cd"] < self.training.loop.best
+            trouble = trouble or guard.check(loop.step - loop.phase_began, numbers)
+            best = guard.healthy and numbers["val/cd"] < loop.best
             if best:
-                self.training.loop.best = numbers["val/cd"]
+                loop.best = numbers["val/cd"]
         if trouble and self.react(trouble, due) == "rollback":
             return False
         if due.save:
@@ -179,7 +179,8 @@ class Maintenance:
         numbers["train/lr"] = training.optimizer.param_groups[0]["lr"]
         numbers["train/images_per_s"] = steps_per_s * training.batches.batch_size
         numbers["train/sgld_steps_per_s"] = steps_per_s * training.sampler.steps
-        trouble = training.guard.check(loop.step, numbers)
+        trouble = training.guard.check(loop.step - loop.phase_began, numbers)
+        numbers["train/phase"] = loop.phase
         if trouble is None or not trouble.startswith("not_finite"):
             for kind in ("train/", "chain/"):
                 of_kind = {name: value for name, value in numbers.items() if name.startswith(kind)}

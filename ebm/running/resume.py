@@ -96,6 +96,8 @@ def load_state(training: Training, state: dict[str, Any], source: Path, with_gua
     try:
         if not isinstance(state["tracker"], dict):
             raise TypeError("tracker is no dict")
+        if (phase := state["loop"]["phase"]) != training.loop.phase:
+            training.start_phase(check.number("its phase", phase, 0, len(training.phases) - 1, integer=True))
         state = redistributed(state, training.ranks, training.buffer.capacity, generator)
         groups = optimizer.state_dict()["param_groups"]  # settings are the run's, not the file's
         lr = state["optimizer"]["param_groups"][0]["lr"]  # of the last step

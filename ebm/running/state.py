@@ -48,6 +48,8 @@ class Loop:
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the logs since the last read-back, on the device
     steps_logged: int = 0
     seconds_logged: float = 0.0
+    phase: int = 0
+    phase_began: int = 0  # at this step
 
     def add(self, logs: dict[str, Tensor]) -> None:
         """Count a training step with these `logs`."""
@@ -70,32 +72,69 @@ class Loop:
 
 
 @dataclass
+class Phase:
+    """A part of a training: what it sets, from the share `start` of the whole to the share `end`."""
+
+    name: str
+    start: float
+    end: float
+    sampler: SGLD
+    loss: Sum
+    scheduler: Callable[[int, float], float]
+    new_buffer: Callable[..., ReplayBuffer] | None  # None: that of the phase before goes on; as with the optimizer
+    new_optimizer: Callable[..., torch.optim.Optimizer] | None
+    chains: int  # that a step takes on, of this rank
+    data_noise_std: float
+    grad_norm_clip: float
+    warmup_steps: int
+
+
+@dataclass
 class Training:
-    """A training's parts. Where there are ranks, batch_size and chains are this one's."""
+    """A training's parts."""
 
     energy: nn.Module
     parallel_energy: nn.Module  # the same, its gradients averaged over the ranks
-    sampler: SGLD
-    buffer: ReplayBuffer
+    phases: list[Phase]
     batches: Batches
-    loss: Sum
-    optimizer: torch.optim.Optimizer
-    scheduler: Callable[[int, float], float]
     guard: Guard
     dataset: Dataset
     ranks: Ranks
     generator: torch.Generator  # of chains, their noise and the data's
-    batch_size: int
-    chains: int  # that a step takes on
-    data_noise_std: float
-    grad_norm_clip: float
-    warmup_steps: int
     settings: dict[str, Any]  # what a checkpoint holds besides, and does not change
     loop: Loop = field(default_factory=Loop)
     last_batch: tuple[Tensor, Tensor, Tensor | None] | None = None  # data, negatives and their labels
+    phase: Phase = field(init=False)
+    buffer: ReplayBuffer = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lr: float = self.optimizer.param_groups[0]["lr"]
+        before = self.generator.get_state()
+        for number in range(len(self.phases)):  # what is wrong with a late one is told before any step
+            self.start_phase(number)
+        self.generator.set_state(before)
+        self.start_phase(0)
+
+    def start_phase(self, number: int) -> None:
+        """Set what the phase sets; its buffer is full of fresh chains, its optimizer has seen nothing."""
+        self.phase = phase = self.phases[number]
+        if phase.new_buffer:
+            self.buffer = phase.new_buffer(self.dataset, self.energy, self.generator, self.ranks)
+        self.buffer.check_count(phase.chains)
+        if phase.new_optimizer:
+            self.optimizer = phase.new_optimizer(self.energy.parameters())
+            self.lr: float = self.optimizer.param_groups[0]["lr"]
+        self.loop.phase, self.loop.phase_began = number, self.loop.step
+        self.loop.start_interval()  # the loss may have other terms
+        self.guard.start_phase()
+
+    def phase_at(self, progress: float) -> int:
+        """The number of the phase at this share of the training: none before the one that it is in."""
+        return max(self.loop.phase, sum(phase.start <= progress for phase in self.phases) - 1)
+
+    @property
+    def sampler(self) -> SGLD:
+        return self.phase.sampler
 
     @property
     def has_classes(self) -> bool:
@@ -111,8 +150,11 @@ class Training:
         return {name: getattr(self, name) for name in names}
 
     def set_learning_rate(self, epoch: int, progress: float) -> None:
-        warm = min((self.loop.step + 1) / max(self.warmup_steps, 1), 1)
-        self.optimizer.param_groups[0]["lr"] = self.lr * warm * self.guard.lr_scale * self.scheduler(epoch, progress)
+        """By the phase's own warm-up and course, at this share of the training."""
+        phase = self.phase
+        warm = min((self.loop.step - self.loop.phase_began + 1) / max(phase.warmup_steps, 1), 1)
+        course = phase.scheduler(epoch, max(progress - phase.start, 0) / (phase.end - phase.start))
+        self.optimizer.param_groups[0]["lr"] = self.lr * warm * self.guard.lr_scale * course
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on, of every rank."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from ebm import check
 from ebm.data import Dataset
-from ebm.running import allowed
+from ebm.running import allowed, phases
 from ebm.running.checkpoint import CheckpointError, input_shape
 from ebm.sampling.sgld import SGLD
 
@@ -19,9 +19,11 @@ def sampler_of(state: Mapping[str, Any], given: Mapping[str, Any]) -> SGLD:
     check.choice("sampler._target_", given.get("_target_", ours), (ours,))
     changes = {key: value for key, value in given.items() if value != "trained" and key != "_target_"}
     try:
-        _, settings = allowed.shipped("sampler", {"_target_": ours} | state["config"].get("sampler", {}))
+        config = phases.configs({"sampler": {}} | state["config"])
+        of_phase = config[state["loop"]["phase"] if "loop" in state else -1]
+        _, settings = allowed.shipped("sampler", {"_target_": ours} | of_phase["sampler"])
         return SGLD(**settings | changes)
-    except TypeError as error:  # the file names a setting that there is none of
+    except (TypeError, LookupError) as error:  # the file names a setting or a phase that there is none of
         raise CheckpointError(f"the checkpoint's sampler cannot be built: {error}") from error
 
 

@@ -106,7 +106,7 @@ class ReplayBuffer:
         """ValueError where there are fewer than `count` chains to draw."""
         if count > self.size:
             key = "buffer.initial" if self.policy == "fifo" else "buffer.capacity"
-            raise ValueError(f"{key} must be at least the batch size, got {self.size} for {count} chains")
+            raise ValueError(f"{key} must be at least train.chains (or the batch size), got {self.size} for {count}")
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`count` distinct chains, copied: (chains (count, *shape), places, ages, labels, (count,) each)."""
@@ -121,12 +121,6 @@ class ReplayBuffer:
             chains[chosen] = random_affine(chains[chosen], generator, **self.affine)
         labels = torch.where(renew, labels, self.labels[places])
         return chains, places, torch.where(renew, 0, self.ages[places]), labels
-
-    def newest(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Up to `count` chains that were put last, the last first: (chains, ages, labels). For `policy` "fifo"."""
-        places = (self.front - 1 - torch.arange(min(count, self.size), device=self.chains.device)) % self.capacity
-        places = places[self.ages[places] > 0]  # the first `initial` ones were put by nobody
-        return self.chains[places], self.ages[places], self.labels[places]
 
     def put(self, chains: Tensor, places: Tensor, ages: Tensor, labels: Tensor) -> None:
         """Take back `chains` that were drawn from `places` with these `labels` and have now lived for `ages` steps."""

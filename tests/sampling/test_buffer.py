@@ -29,7 +29,7 @@ def test_invariants(capacity, policy, probability, counts, data):
     assert buffer.size == (initial if policy == "fifo" else capacity)
     for call, count in enumerate(counts):
         if count > len(model):
-            with pytest.raises(ValueError, match=r"buffer\.(initial|capacity) must be at least the batch size"):
+            with pytest.raises(ValueError, match=r"buffer\.(initial|capacity) must be at least train.chains"):
                 buffer.draw(count, g)
             continue
         chains, places, ages, labels = buffer.draw(count, g)
@@ -69,20 +69,6 @@ def test_ages_follow_their_chains():
         used = buffer.ages[: buffer.size]
         lived = used > 0
         assert lived.any() and torch.equal(buffer.chains[: buffer.size, 0][lived], used[lived].float())
-
-
-def test_the_newest_chains_are_those_put_last():
-    """Around the end of the tensor, too, and without those that the buffer starts with."""
-    g = generator()
-    buffer, put = ReplayBuffer((1,), g, 20, 4, classes=7), torch.empty(3, 0)
-    assert len(buffer.newest(9)[0]) == 0
-    for step in range(1, 30):
-        chains, places, ages, labels = buffer.draw(4, g)
-        chains = torch.arange(4.0).unsqueeze(1) + 10 * step
-        buffer.put(chains, places, ages + step, labels)
-        put = torch.cat([torch.stack([chains[:, 0], ages + step, labels]).flip(1), put], dim=1)
-        chains, ages, labels = buffer.newest(9)
-        assert torch.equal(torch.stack([chains[:, 0], ages, labels]), put[:, :9])
 
 
 def test_start_is_uniform_noise_or_noisy_class_means():
