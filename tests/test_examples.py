@@ -34,7 +34,7 @@ def test_score_a_batch(tmp_path, monkeypatch):
 def test_sample_ten_images(tmp_path, monkeypatch):
     samples = names_of("samples =", tmp_path, monkeypatch)["samples"]
     assert samples.shape == (10, 1, 28, 28) and samples.abs().max() <= 1
-    assert checkpoint.load_energy("mnist")(samples).mean() < 0.1
+    assert checkpoint.load_energy("quick")(samples).mean() < 0.1
 
 
 def test_an_energy_of_ones_own(tmp_path, monkeypatch):
@@ -45,6 +45,6 @@ def test_an_energy_of_ones_own(tmp_path, monkeypatch):
 
 def test_compose_two(tmp_path, monkeypatch):
     names = names_of("Composed(", tmp_path, monkeypatch)
-    x = checkpoint.load_energy("mnist")
+    x = checkpoint.load_energy("quick")
     assert names["thin"].mean() < -0.8 and names["bold"].mean() > -0.7  # digits: −0.74
     assert x(names["thin"]).mean() < 0.1 and x(names["bold"]).mean() < 0.1

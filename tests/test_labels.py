@@ -252,7 +252,7 @@ def test_joint_training_keeps_labels_and_is_evaluated(tmp_path):
         ([f"checkpoint={folder}", "label=10"], "label must be"),
         ([f"checkpoint={folder}", "label=-1"], "label must be"),
         ([f"checkpoint={folder}", "label=seven"], "label must be"),
-        (["checkpoint=mnist", "label=7"], "label=7 needs an energy with classes"),
+        (["checkpoint=quick", "label=7"], "label=7 needs an energy with classes"),
         ([f"checkpoint={folder}", "label=7", "init=inpaint"], "label=7 is for init=noise, buffer or images"),
         ([f"checkpoint={folder}", "label=7", "init=buffer", "num_samples=41"], "num_samples must be at most"),
     ]:

@@ -358,7 +358,7 @@ def numbers(stdout, row):
 @pytest.mark.parametrize("init, row", [("denoise", "σ 0.4"), ("sharpen", "blur 1, σ 0.05")])
 def test_the_energy_restores_better_than_filters(init, row, tmp_path, figures_saved):
     levels = {"denoise": "[0.1,0.4]", "sharpen": "0.05"}[init]
-    arguments = [f"init={init}", f"noise_std={levels}", "num_samples=16", "frames=2"]
+    arguments = ["checkpoint=quick", f"init={init}", f"noise_std={levels}", "num_samples=16", "frames=2"]
     result = run("sample.py", *arguments, f"out={tmp_path / 'out'}")
     assert result.returncode == 0, result.stderr
     degraded, *filtered, energy = numbers(result.stdout, row)
@@ -372,11 +372,12 @@ def test_the_energy_restores_better_than_filters(init, row, tmp_path, figures_sa
 
 
 def test_interpolate_goes_around_the_barrier(tmp_path, figures_saved):
-    result = run("sample.py", "init=interpolate", "num_samples=8", "path_images=6", f"out={tmp_path / 'out'}")
+    arguments = ["checkpoint=quick", "init=interpolate", "num_samples=8", "path_images=6"]
+    result = run("sample.py", *arguments, f"out={tmp_path / 'out'}")
     assert result.returncode == 0, result.stderr
     x = torch.from_numpy(np.load(tmp_path / "out/samples.npz")["samples"]).view(4, 6, 1, 28, 28)
     t = torch.linspace(0, 1, 6).view(1, 6, 1, 1, 1)
-    energy = checkpoint.load_energy("mnist")
+    energy = checkpoint.load_energy("quick")
     blend = torch.lerp(x[:, :1], x[:, -1:], t)
     between, straight = (energy(path[:, 1:-1].flatten(0, 1)).mean() for path in (x, blend))
     assert between < straight - 0.05
@@ -410,10 +411,10 @@ def test_interpolate_goes_around_the_barrier(tmp_path, figures_saved):
         (["images={tmp}/outside.npy"], ["init=noise"]),
         (["compose={tmp}/plane.pt"], ["images", "plane.pt", "(1, 28, 28)", "(2,)"]),
         (["checkpoint={tmp}/plane.pt", "compose={tmp}/other.pt"], ["data", "plane", "rings"]),
-        (["compose=[mnist,nowhere.pt]"], ["nowhere.pt", "does not exist"]),
-        (["compose=mnist", "weights=[1]"], ["weights", "2 energies"]),
-        (["compose=mnist", "combine=xor"], ["combine", "and, or", "xor"]),
-        (["compose=mnist", "combine=or", "weights=[1,-1]"], ["weights", "-1"]),
+        (["compose=[quick,nowhere.pt]"], ["nowhere.pt", "does not exist"]),
+        (["compose=quick", "weights=[1]"], ["weights", "2 energies"]),
+        (["compose=quick", "combine=xor"], ["combine", "and, or", "xor"]),
+        (["compose=quick", "combine=or", "weights=[1,-1]"], ["weights", "-1"]),
         (["checkpoint={tmp}/plane.pt", "init=inpaint"], ["init=inpaint", "(2,)"]),
     ],
 )
@@ -427,6 +428,6 @@ def test_refused_in_one_line_with_nothing_written(overrides, words, tmp_path):
     trained_gaussian(tmp_path / "plane.pt", [0.0, 0.0], 0.2)
     trained_gaussian(tmp_path / "other.pt", [0.0, 0.0], 0.2, data="rings")
     arguments = [argument.format(tmp=tmp_path) for argument in overrides]
-    result = run("sample.py", "steps=1", f"out={tmp_path / 'out'}", *arguments)
+    result = run("sample.py", "checkpoint=quick", "steps=1", f"out={tmp_path / 'out'}", *arguments)
     assert_one_line_error(result, *words)
     assert result.returncode == 2 and not (tmp_path / "out").exists()

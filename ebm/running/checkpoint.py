@@ -71,8 +71,8 @@ def is_run(path: str | Path) -> bool:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The checkpoint of a file, the newest whole one of a run directory, or the weights that ship under a name (mnist),
-    on the CPU, in our format whoever wrote it. A file or folder here of that name is ./mnist, unless it is a run.
+    """The checkpoint of a file, the newest whole one of a run directory, or the weights that ship under a name (joint),
+    on the CPU, in our format whoever wrote it. A file or folder here of that name is ./joint, unless it is a run.
 
     Reads tensors and plain values only (`weights_only=True`); nothing in the file is executed. Warns of every torn
     checkpoint it passes over. Raises CheckpointError for what is missing, torn or something else.

@@ -39,13 +39,28 @@ RENAMED = {
     "evaluation=densities": "evaluation=density of points in the plane, evaluation=likelihood of images",
     "evaluation.parts=densities": "evaluation.parts=[density] of points in the plane, [likelihood] of images",
     "scheduler=linear": "scheduler=polynomial scheduler.power=1",
-    "experiment=outliers": "experiment=wide",
+    "experiment=density": "experiment=plane",
+    "experiment=joint_finish": "experiment=joint, whose last phase it is",
+    "experiment=residual_finish": "experiment=residual, whose last phase it is",
+    "experiment=residual_settle": "experiment=residual, whose last phase it is",
+    "experiment=residual_twins": "experiment=residual, with loss.twins.mix",
+    "experiment=residual_clothes": "experiment=clothes",
+    "experiment=wide": "experiment=joint",
+    "experiment=outliers": "experiment=joint",
+    "checkpoint=mnist": "checkpoint=quick, or ./mnist for what is here",
+    "checkpoint=mnist_joint": "checkpoint=joint",
+    "checkpoint=mnist_joint_finish": "checkpoint=joint",
+    "checkpoint=mnist_residual": "checkpoint=residual",
+    "checkpoint=mnist_residual_finish": "checkpoint=residual",
+    "checkpoint=mnist_outliers": "checkpoint=joint",
+    "checkpoint=fashion_mnist": "checkpoint=clothes, or ./fashion_mnist for what is here",
+    "checkpoint=fashion_mnist_residual": "checkpoint=clothes",
     **{
         f"data={name}": f"data=plane data.name={name}"
         for name in ("eight_gaussians", "two_moons", "rings", "checkerboard", "pinwheel")
     },
     **{
-        f"experiment={name}": "experiment=density with overrides: see conf/experiment/README.md"
+        f"experiment={name}": "experiment=plane with overrides: see conf/experiment/README.md"
         for name in ("nonconvergent", "hybrid", "convergent")
     },
 }

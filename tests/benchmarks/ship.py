@@ -1,65 +1,158 @@
-"""Make the weights that ship out of a run and its evaluation:
+"""Make the weights that ship, and their card, of the runs of a recipe's one command with several seeds:
 
-python evaluate.py checkpoint=RUN_DIR data=mnist evaluation=shipped out=A
-python tests/benchmarks/ship.py mnist A/metrics.json RUN_DIR
+python train.py -m experiment=joint data.root=data seed=0,1,2 hydra.sweep.dir=runs/joint
+python evaluate.py -m checkpoint=runs/joint/0,runs/joint/1,runs/joint/2 data.root=data evaluation=shipped
+python tests/benchmarks/ship.py joint runs/joint/0 runs/joint/1 runs/joint/2
 
-Writes ebm/weights/mnist.pt, the energy and the configuration it was trained with, and mnist.json: recipe, seed, hash of
-the data and the figures measured, and of a run that started from weights the recipe of these, and of theirs. RUN_DIR
-may be a file of average.py. Without it the figures of the card alone are replaced: what ships, measured anew; the card
-of weights that do not ship, as the published ones, is tests/benchmarks/cards/NAME.json.
+Writes ebm/weights/joint.pt, the energy of the first run and the configuration it was trained with, and the card
+joint.json: command, commit, seeds, machine, steps, the evaluation's protocol; by seed minutes, the guard's rollbacks,
+numbers and curves; and what the weights are after the first steps of the command on one thread.
+
+python tests/benchmarks/ship.py joint METRICS.json    # the first seed's numbers alone, measured anew
+
+The card of weights that do not ship, as the published ones, is tests/benchmarks/cards/NAME.json.
 """
 
 import json
+import platform
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the scripts
+import train
 from ebm.evaluation import features
-from ebm.running import checkpoint
+from ebm.running import checkpoint, maintenance
+from ebm.running.ranks import Ranks
 
-name, metrics, *run = sys.argv[1:]
-CARD = checkpoint.WEIGHTS / f"{name}.json"
-numbers = json.loads(Path(metrics).read_text())
-protocol = numbers.pop("protocol")
-figures = {key: value for key, value in numbers.items() if key not in ("checkpoint", "skipped")}
-measured = {"protocol": protocol, "figures": figures}
-if not run:
-    card = CARD if CARD.is_file() else Path(__file__).parent / f"cards/{name}.json"
-    kept = json.loads(card.read_text()) if card.is_file() else {}
-    card.write_text(json.dumps(kept | measured, indent=1) + "\n")
-    sys.exit()
+ROOT = Path(__file__).parents[2]
+FIRST = 50  # steps
+CURVES = ("train/cd", "chain/score_fresh", "train/accuracy", "train/twins_accuracy")
+MEAN_OF = 100  # steps, a point of a curve
 
 
-def before(config: dict[str, Any]) -> dict[str, Any]:
-    """What the run of this configuration started from, and that from, …: weights, steps and configuration of each."""
-    if not config.get("initial_weights"):
-        return {}
-    its = checkpoint.load(config["initial_weights"])
-    beside = checkpoint.WEIGHTS / f"{config['initial_weights']}.json"
-    earlier = json.loads(beside.read_text()) if beside.is_file() else before(its["config"])
-    began = {"start": earlier["start"]} if "start" in earlier else {}
-    if (
-        Path(config["initial_weights"]).exists() or config["initial_weights"] == name
-    ):  # another path, or what these replace
-        config["initial_weights"], its["config"]["data"]["root"] = "RUN_DIR", "data"
-    weights = features.weights_hash(its["energy"])
-    return {"start": began | {"weights": weights, "steps": its["step"], "config": its["config"]}}
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of `python train.py …`."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", list(overrides))
 
 
-state = checkpoint.load(run[0])
-config = state["config"]
-if "root" in config["data"]:  # a path of this machine
-    config["data"]["root"] = "data"
-began = before(config)
-kept = {key: state[key] for key in ("energy", "energy_config", "class_shares", "step", "epoch")}
-checkpoint.save(checkpoint.WEIGHTS / f"{name}.pt", kept | {"config": config})
-parts = ("data", "energy", "sampler", "buffer", "loss", "optimizer", "scheduler", "train", "seed")
-described = began | {
-    "recipe": {part: config[part] for part in parts},
-    "steps": state["step"],
-    "training_minutes": round(state["loop"]["seconds"] / 60, 1),
-    "rollbacks": state["guard"]["rollbacks"],
-}
-if "mean_of" in state:
-    described["mean_of"] = state["mean_of"]
-CARD.write_text(json.dumps(described | measured, indent=1) + "\n")
+def arguments(name: str, root: str) -> list[str]:
+    """Of the recipe's one command: those of train.py."""
+    needs_root = "root" in composed(f"experiment={name}").data
+    return [f"experiment={name}"] * (name != "quick") + [f"data.root={root}"] * needs_root
+
+
+def first_steps(name: str, root: str) -> dict[str, Any]:
+    """What the weights are after the first steps of the recipe's command on one thread: their hash, and the sum of
+    their magnitudes."""
+    cfg, threads = composed(*arguments(name, root), "device=cpu", "sampler.threads=1"), torch.get_num_threads()
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    torch.set_num_threads(1)
+    try:
+        run = train.build(cfg, config, Path(), Ranks(), None)
+        intervals = maintenance.Intervals.of(config["train"], run.batches.steps_per_epoch)
+        for step in range(FIRST):
+            run.set_learning_rate(step // intervals.steps_per_epoch, intervals.progress(run.loop))
+            run.loop.add(train.training_step(run))
+    finally:
+        torch.set_num_threads(threads)
+    weights = run.energy.state_dict()
+    magnitude = sum(float(value.double().abs().sum()) for value in weights.values())
+    return {"steps": FIRST, "weights": features.weights_hash(weights), "magnitude": magnitude}
+
+
+def machine() -> str:
+    """The processor, what of it torch uses, and torch: where these are the same, so are the bits."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.is_file() else "")
+    name = names[0] if names else platform.processor()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+def curves(run_dir: Path) -> dict[str, list[list[float]]]:
+    """Of each of the CURVES [step, mean over the steps before it]; of train/phase [its first read-back, number]."""
+    records: dict[int, dict[str, float]] = {}
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        records.setdefault(record["step"], {}).update(record)  # a step that was rolled back is there twice
+    points: dict[str, dict[int, list[float]]] = {}
+    phases: dict[int, int] = {}
+    for step, record in sorted(records.items()):
+        if record.get("train/phase"):
+            phases.setdefault(int(record["train/phase"]), step)
+        if "chain/score_fresh" in record:
+            record["chain/score_fresh"] -= record["chain/score_old"]
+        for key in CURVES:
+            if key in record:
+                points.setdefault(key, {}).setdefault(-(-step // MEAN_OF) * MEAN_OF, []).append(record[key])
+    means = {key: [[step, round(sum(v) / len(v), 4)] for step, v in by.items()] for key, by in points.items()}
+    return means | {"train/phase": [[step, number] for number, step in phases.items()]}
+
+
+def measured(metrics: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(protocol, numbers) of an evaluation."""
+    numbers = json.loads(metrics.read_text())
+    protocol = numbers.pop("protocol")
+    return protocol, {key: value for key, value in numbers.items() if key not in ("checkpoint", "skipped")}
+
+
+def write(card: dict[str, Any], file: Path) -> None:
+    """A value a line, or two."""
+    text = json.dumps(card, indent=1)
+    file.write_text(re.sub(r"\[\s+([\w.+-]+),\s+([\w.+-]+)\s+\]", r"[\1, \2]", text) + "\n")
+
+
+def ship(name: str, runs: list[Path]) -> None:
+    states, evaluations, curve = {}, {}, {}
+    for run in runs:
+        state = checkpoint.load(run)
+        seed = str(state["config"]["seed"])
+        (metrics,) = run.glob("evaluation/*/metrics.json")
+        states[seed], evaluations[seed], curve[seed] = state, measured(metrics), curves(run)
+    first = next(iter(states.values()))
+    config = first["config"]
+    root = config["data"].get("root", "data")
+    if "root" in config["data"]:  # a path of this machine
+        config["data"]["root"] = "data"
+    card = {
+        "command": " ".join(["python train.py", *arguments(name, "data")]),
+        "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip(),
+        "seeds": [int(seed) for seed in states],
+        "machine": machine(),
+        "steps": first["step"],
+        "minutes": {seed: round(state["loop"]["seconds"] / 60, 1) for seed, state in states.items()},
+        "guard": {seed: state["guard"]["rollbacks"] for seed, state in states.items()},
+        "first": first_steps(name, root),
+        "protocol": next(iter(evaluations.values()))[0],
+        "numbers": {seed: numbers for seed, (_, numbers) in evaluations.items()},
+        "curve": curve,
+    }
+    kept = {key: first[key] for key in ("energy", "energy_config", "class_shares", "step", "epoch")}
+    checkpoint.save(checkpoint.WEIGHTS / f"{name}.pt", kept | {"config": config})
+    write(card, checkpoint.WEIGHTS / f"{name}.json")
+
+
+def replace_numbers(name: str, metrics: Path) -> None:
+    file = checkpoint.WEIGHTS / f"{name}.json"
+    file = file if file.is_file() else Path(__file__).parent / f"cards/{name}.json"
+    card = json.loads(file.read_text()) if file.is_file() else {"numbers": {"0": {}}}
+    card["protocol"], card["numbers"][next(iter(card["numbers"]))] = measured(metrics)
+    write(card, file)
+
+
+def main(name: str, *sources: str) -> None:
+    if sources[0].endswith(".json"):
+        replace_numbers(name, Path(sources[0]))
+    else:
+        ship(name, [Path(source) for source in sources])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

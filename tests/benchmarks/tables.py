@@ -5,9 +5,10 @@ python tests/benchmarks/tables.py --check    exits 1 and names the pages where t
 
 A table is a file results/NAME.json: its columns (key and heading), its rows (key and number or text, which are copied),
 and the command, machine and date that made them. A row with a `card` takes what it does not give from
-ebm/weights/CARD.json, or cards/CARD.json of weights that do not ship. In the columns named by `figures` cells are
-formats of the keys of cards/CARD.json, as {auroc/noise:.3f}. A row with a null waits for its measurement and is left
-out.
+ebm/weights/CARD.json, or cards/CARD.json of weights that do not ship: of the first seed, which is the one that ships,
+or as `seeds` says, the median of `all` with all of them, or a row for `each`. In the columns named by `figures` cells
+are formats of the keys of cards/CARD.json, as {auroc/noise:.3f}. A row with a null, or whose card is not there yet,
+waits for its measurement and is left out.
 """
 
 import json
@@ -15,10 +16,11 @@ import os
 import re
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from ebm import load_energy
 from ebm.evaluation import features
+from ebm.running import checkpoint
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -38,32 +40,60 @@ FIGURES = {  # of a card: key of evaluate.py, digits
     "upside_down": ("auroc/rotated", 3),
     "halves": ("auroc/halves", 3),
     "noisy": ("auroc/noisy", 3),
+    "kl": ("kl", 3),
 }
-WITH_INTERVAL = ("accuracy", "distance")
+WITH_INTERVAL = ("accuracy", "distance")  # of one seed
+NETWORKS = {"ConvEnergy": "cnn", "ResNetEnergy": "resnet", "MLPEnergy": "mlp"}
 
 
-def of_card(name: str) -> dict[str, str]:
-    """What the card of weights says, as the cells of a row."""
-    ships = ROOT / "ebm/weights" / f"{name}.json"
-    card = json.loads((ships if ships.is_file() else CARDS / f"{name}.json").read_text())
-    figures, judge, cells = card["figures"], card["protocol"]["judge"]["name"], {"what": f"`{name}`"}
-    if "recipe" in card:
-        energy = load_energy(name)
-        kind = {"ConvEnergy": "cnn", "ResNetEnergy": "resnet"}[type(energy).__name__]
+def card_of(name: str) -> dict[str, Any] | None:
+    """The card of weights that ship, or of others; None where there is none yet."""
+    files = [file for folder in (checkpoint.WEIGHTS, CARDS) if (file := folder / f"{name}.json").is_file()]
+    return json.loads(files[0].read_text()) if files else None
+
+
+def cell(column: str, key: str, digits: int, numbers: list[dict[str, Any]]) -> str:
+    """A number of one seed; of several the median, and all where they differ."""
+    if key not in numbers[0]:
+        return ""
+    texts = [f"{of_seed[key]:.{digits}f}" for of_seed in numbers]
+    if len(numbers) == 1 and column in WITH_INTERVAL:
+        low, high = numbers[0][f"{key}/ci95"]
+        return f"{texts[0]} [{low:.{digits}f}, {high:.{digits}f}]"
+    middle = median(of_seed[key] for of_seed in numbers)
+    return texts[0] if len(set(texts)) == 1 else f"{middle:.{digits}f} ({', '.join(texts)})"
+
+
+def of_card(name: str, card: dict[str, Any], seeds: list[str]) -> dict[str, str]:
+    """What the card of weights says of these seeds, as the cells of a row."""
+    numbers, cells = [card["numbers"][seed] for seed in seeds], {"what": f"`{name}`", "seed": ", ".join(seeds)}
+    if "command" in card:
+        file = checkpoint.WEIGHTS / f"{name}.pt"
+        energy = checkpoint.load_energy(file)
         parameters = sum(parameter.numel() for parameter in energy.parameters())
         cells |= {
-            "data": card["recipe"]["data"].get("name", "mnist5k"),
-            "network": f"{kind}, {parameters / 1000:.0f} k",
-            "minutes": str(card["training_minutes"]),
+            "data": checkpoint.load(file)["config"]["data"].get("name", "mnist5k"),
+            "network": f"{NETWORKS[type(energy).__name__]}, {parameters / 1000:.0f} k",
+            "minutes": f"{median(card['minutes'][seed] for seed in seeds):.1f}",
+            "rollbacks": str(sum(len(card["guard"][seed]) for seed in seeds)),
         }
+    judge = (card["protocol"]["judge"] or {"name": None})["name"]
     other = "auroc/mnist" if judge == "fashion_mnist" else "auroc/fashion_mnist"
     for column, (key, digits) in (FIGURES | {"other": (other, 3)}).items():
-        key = key.format(judge=judge)
-        cells[column] = f"{figures[key]:.{digits}f}" if key in figures else ""
-        if column in WITH_INTERVAL and cells[column]:
-            low, high = figures[f"{key}/ci95"]
-            cells[column] += f" [{low:.{digits}f}, {high:.{digits}f}]"
+        cells[column] = cell(column, key.format(judge=judge), digits, numbers)
+    cells["distance"] = cells["distance"] or f"KL {cells['kl']} nats"  # of points in the plane
     return cells
+
+
+def filled(row: dict[str, Any], seeds: str) -> list[dict[str, Any]]:
+    """The row, with what its card says of the `first` seed or of `all`, or a row for `each`; none without the card."""
+    if "card" not in row:
+        return [row]
+    if not (card := card_of(row["card"])):
+        return []
+    every = list(card["numbers"])
+    wanted = {"first": [every[:1]], "all": [every], "each": [[seed] for seed in every]}[seeds]
+    return [of_card(row["card"], card, those) | row for those in wanted]
 
 
 def judges() -> dict[str, Any]:
@@ -98,12 +128,11 @@ def rendered(name: str) -> str:
     table = judges() if name == "judges" else json.loads((RESULTS / f"{name}.json").read_text())
     columns = table["columns"]
     figures = {
-        column: json.loads((CARDS / f"{card}.json").read_text())["figures"]
+        column: next(iter(json.loads((CARDS / f"{card}.json").read_text())["numbers"].values()))
         for column, card in table.get("figures", {}).items()
     }
     lines = ["| " + " | ".join(columns.values()) + " |", "|---" * len(columns) + "|"]
-    for row in table["rows"]:
-        cells = (of_card(row["card"]) if "card" in row else {}) | row
+    for cells in [cells for row in table["rows"] for cells in filled(row, table.get("seeds", "first"))]:
         cells |= {column: cells[column].format_map(of) for column, of in figures.items()}
         if None not in cells.values():
             lines.append("| " + " | ".join(str(cells[key]) for key in columns) + " |")

@@ -486,13 +486,13 @@ def test_two_thousand_mutants(fuzzed, which, changes):
 
 def test_weights_that_ship_are_shadowed_by_a_run_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shipped = load("mnist")["step"]
-    for thing in (Path("mnist"), Path("mnist/other")):
+    shipped = load("quick")["step"]
+    for thing in (Path("quick"), Path("quick/other")):
         thing.mkdir()
-        assert load("mnist")["step"] == shipped
+        assert load("quick")["step"] == shipped
     with pytest.raises(CheckpointError, match="not a run"):
-        load("./mnist")
-    assert output_folder(None, "mnist", "sampling") == Path("sampling")
-    save(Path("mnist/checkpoints/last.pt"), load("mnist") | {"step": 7})
-    assert load("mnist")["step"] == load("./mnist")["step"] == 7 != shipped
-    assert output_folder(None, "mnist", "sampling") == Path("mnist/sampling")
+        load("./quick")
+    assert output_folder(None, "quick", "sampling") == Path("sampling")
+    save(Path("quick/checkpoints/last.pt"), load("quick") | {"step": 7})
+    assert load("quick")["step"] == load("./quick")["step"] == 7 != shipped
+    assert output_folder(None, "quick", "sampling") == Path("quick/sampling")
