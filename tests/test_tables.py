@@ -34,6 +34,29 @@ def test_a_changed_digit_is_seen(page, tmp_path, monkeypatch, capsys):
     assert copy.read_text() == text
 
 
+def test_of_several_seeds_the_median_and_each(monkeypatch):
+    numbers = {"0": 1.97, "1": 1.8, "2": 1.846}
+    card = {
+        "protocol": {"judge": {"name": "mnist"}},
+        "numbers": {
+            seed: {"frechet/mnist-n2000/256": value, "frechet/mnist-n2000/256/ci95": [1, 2], "auroc/halves": 0.9}
+            for seed, value in numbers.items()
+        },
+    }
+    monkeypatch.setattr(tables, "card_of", {"mine": card}.get)
+    distances = {
+        seeds: [cells["distance"] for cells in tables.filled({"card": "mine"}, seeds)]
+        for seeds in ("first", "all", "each")
+    }
+    assert distances == {
+        "first": ["1.97 [1.00, 2.00]"],
+        "all": ["1.85 (1.97, 1.80, 1.85)"],
+        "each": ["1.97 [1.00, 2.00]", "1.80 [1.00, 2.00]", "1.85 [1.00, 2.00]"],
+    }
+    assert tables.filled({"card": "mine"}, "all")[0]["halves"] == "0.900"  # the same of all
+    assert tables.filled({"card": "not there yet"}, "all") == []
+
+
 def test_every_file_of_results_is_shown_on_a_page():
     shown = {name for page in tables.PAGES for _, name, _ in tables.MARKED.findall(page.read_text())}
     assert {file.stem for file in tables.RESULTS.glob("*.json")} <= shown

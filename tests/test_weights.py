@@ -17,6 +17,7 @@ from ebm.running import checkpoint, trained
 from ebm.sampling.chains import Chains, chain_generators, chosen_labels, uniform_noise
 
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+import curves
 import ship
 
 NAMES = sorted(file.stem for file in checkpoint.WEIGHTS.glob("*.pt"))
@@ -158,7 +159,7 @@ def test_the_first_steps_are_those_of_the_card(name, data_root):
         assert again["weights"] == first["weights"]
 
 
-def test_a_recipe_of_two_seeds_ships(tmp_path, monkeypatch):
+def test_a_recipe_of_two_seeds_ships(tmp_path, monkeypatch, figures_saved):
     monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
     monkeypatch.setattr(ship, "FIRST", 2)
     (tmp_path / "weights").mkdir()
@@ -190,6 +191,10 @@ def test_a_recipe_of_two_seeds_ships(tmp_path, monkeypatch):
     shipped = checkpoint.load(tmp_path / "weights/quick.pt")
     assert all(torch.equal(value, state["energy"][key]) for key, value in shipped["energy"].items())
     assert shipped["config"] == state["config"] and "buffer" not in shipped
+
+    curves.main(str(tmp_path / "curves.png"), "quick")
+    gaps = figures_saved[-1].axes[0]
+    assert [list(line.get_xdata()) for line in gaps.lines] == [[100], [7, 7]] * 2  # a seed, and where its phase begins
 
     metrics_file = tmp_path / "metrics.json"
     metrics_file.write_text(

@@ -1,14 +1,15 @@
-"""Curves of runs in one figure, and their numbers, means over 100 steps, in a .json beside it.
+"""Curves of the weights that ship, from their cards, in one figure: a colour a recipe, a line a seed, and a dashed line
+where a phase begins.
 
-python tests/benchmarks/curves.py figure.png NAME=RUN_DIR …    # or NAME=FILE, such a .json that has NAME
+python tests/benchmarks/curves.py figure.png joint residual clothes
 """
 
 import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 from ebm.evaluation import figures
+from ebm.running import checkpoint
 
 PANELS = {
     "train/cd": "score of chains − of real images",
@@ -16,31 +17,20 @@ PANELS = {
     "train/accuracy": "accuracy on real images",
     "train/twins_accuracy": "twins with more energy than real images",
 }
-STEPS = 100
 
 
-def curves(run_dir: str) -> dict[str, list[tuple[int, float]]]:
-    """Of each panel (step, mean over the STEPS before it)."""
-    found: dict[str, dict[int, list[float]]] = {key: defaultdict(list) for key in PANELS}
-    for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        if "chain/score_fresh" in record:
-            record["chain/score_fresh"] -= record["chain/score_old"]
-        for key in PANELS.keys() & record.keys():
-            found[key][-(-record["step"] // STEPS) * STEPS].append(record[key])
-    return {key: [(step, sum(v) / len(v)) for step, v in sorted(by.items())] for key, by in found.items() if by}
-
-
-def main(out: str, *runs: str) -> None:
-    of_runs = {}
-    for name, _, source in (run.partition("=") for run in runs):
-        file = Path(source)
-        of_runs[name] = json.loads(file.read_text())["runs"][name] if file.is_file() else curves(source)
+def main(out: str, *names: str) -> None:
     with figures.plot(Path(out), 7, 4.2, 2, 2, sharex=True) as grid:
-        for axes, (key, title) in zip(grid.flat, PANELS.items(), strict=True):
-            for name, of_run in of_runs.items():
-                if key in of_run:
-                    axes.plot(*zip(*of_run[key], strict=True), lw=1, label=name)
+        for number, name in enumerate(names):
+            color, card = f"C{number}", json.loads((checkpoint.WEIGHTS / f"{name}.json").read_text())
+            for seed, curves in card["curve"].items():
+                label = name if seed == str(card["seeds"][0]) else None
+                for axes, key in zip(grid.flat, PANELS, strict=True):
+                    if key in curves:
+                        axes.plot(*zip(*curves[key], strict=True), color=color, lw=0.7, label=label)
+                    for step, _ in curves["train/phase"]:
+                        axes.axvline(step, color=color, lw=0.5, ls="--")
+        for axes, title in zip(grid.flat, PANELS.values(), strict=True):
             axes.set_title(title)
         grid[0, 0].set_ylim(-0.2, 0.2)
         grid[0, 1].set_ylim(-1, 0)
@@ -49,8 +39,6 @@ def main(out: str, *runs: str) -> None:
         grid[0, 0].legend(frameon=False)
         for axes in grid[1]:
             axes.set_xlabel("training step")
-    numbers = {n: {k: [[s, round(v, 4)] for s, v in c] for k, c in of_run.items()} for n, of_run in of_runs.items()}
-    Path(out).with_suffix(".json").write_text(json.dumps({"steps": STEPS, "runs": numbers}) + "\n")
 
 
 if __name__ == "__main__":
