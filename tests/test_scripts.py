@@ -33,6 +33,7 @@ from ebm.sampling.chains import chain_generators, uniform_noise
 TRAIN_KEYS = {
     *("train/loss", "train/contrastive_divergence", "train/cd", "train/energy_l2", "train/score_real"),
     *("train/score_fake", "train/lr", "train/grad_norm", "train/images_per_s", "train/sgld_steps_per_s"),
+    "train/phase",
 }
 VAL_KEYS = {"val/cd", "val/score_real", "val/score_noise", "noise/score"}
 

@@ -34,9 +34,9 @@ def upgraded(state: dict[str, Any]) -> dict[str, Any]:
         state.get("data_hashes", {}).pop(part, None)
     if "start" in config:
         config["initial_weights"] = config.pop("start")
-    config.setdefault("phases", None)
-    for name in ("phase", "phase_began") if "loop" in state else ():
-        state["loop"].setdefault(name, 0)
+    if "loop" in state:  # there was one phase
+        config.setdefault("phases", None)
+        state["loop"] = {"phase": 0, "phase_began": 0} | state["loop"]
     loss, training = config.get("loss"), config.get("train")
     if isinstance(loss, dict) and isinstance(training, dict) and loss.get("_target_") == LOSS:
         training["data_noise_std"] = loss.get("noise_std")
