@@ -42,9 +42,12 @@ def chains(ev: Evaluation, count: int, steps: int, rhat: float) -> None:
         notes.append(f"{still} chains do not move")
     if "classes" in statistics:
         classes = statistics["classes"].argmax(axis=-1)[groups["data"]]
-        ev.put("chains/same_class", (classes[:, 0] == classes[:, -1]).mean())
-        share = f"{ev.numbers['chains/same_class']:.0%}"
-        notes.append(f"of the chains from test images {share} end in the class they started in")
+        put_same_class(ev, classes[:, 0], classes[:, -1], steps)
+        notes.append(
+            f"of the chains from test images {ev.numbers['chains/same_class']:.0%} end in the class they started in"
+        )
+        if "chains/same_class/labelled" in ev.numbers:
+            notes[-1] += f", {ev.numbers['chains/same_class/labelled']:.0%} of those that keep the image's label"
 
     names = {"noise": "from noise", "data": "from test images", "all": "all"}
     draw_statistics(
@@ -93,6 +96,20 @@ def run(ev: Evaluation, count: int, steps: int) -> tuple[list[int], dict[str, Ar
         ev.sampler(ev.energies[0], start, generators, steps, record, every, progress=bar.update)
     along = {name: np.stack(values, axis=1) for name, values in statistics.items()}
     return records, along, np.stack(distances, axis=1), snapshots
+
+
+def put_same_class(ev: Evaluation, before: Array, after: Array, steps: int) -> None:
+    """The share of the chains from test images that end in the class they started in, by the judge; and of an energy
+    with classes that of as many chains that have the image's label, and go down E(x, y)."""
+    ev.put_mean("chains/same_class", (before == after).astype(float))
+    data, classes = ev.dataset, getattr(ev.energies[0], "classes", None)
+    if classes is None or data.test_labels is None or int(data.test_labels.max()) >= classes:
+        return
+    chosen = ev.chosen(data.test, len(before))
+    with ev.progress("chains with labels", total=len(before) * steps) as bar:
+        end = ev.sampled(scaled(data.test[chosen]), data.test_labels[chosen], steps, bar.update)
+    classified = metrics.in_batches(ev.classifier[0], end, **ev.how).argmax(dim=1).numpy()
+    ev.put_mean("chains/same_class/labelled", (before == classified).astype(float))
 
 
 def put_mixing(ev: Evaluation, group: str, statistics: Mapping[str, Array]) -> None:

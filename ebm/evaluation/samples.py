@@ -15,17 +15,27 @@ from ebm.evaluation.evaluation import Evaluation
 from ebm.sampling.chains import GROUP
 
 Start = tuple[Tensor, Tensor | None]  # chains (N, *shape), and their labels (N,) or none
-FROM = {"": "from noise", "/buffer": "from the buffer"}  # where chains start, by the suffix of their numbers' keys
+FROM = {
+    "": "from noise",
+    "/any": "from noise, without labels",
+    "/buffer": "from the buffer",
+}  # where chains start, by the suffix of their numbers' keys
 
 
 def samples(
-    ev: Evaluation, count: int, steps: Sequence[int], neighbours: int, buffer: Mapping[str, Tensor] | None = None
+    ev: Evaluation,
+    count: int,
+    steps: Sequence[int],
+    neighbours: int,
+    without_labels: bool = False,
+    buffer: Mapping[str, Tensor] | None = None,
 ) -> None:
     """`count` samples, and as many validation images, against the test images.
 
-    steps       numbers of SGLD steps, each a run from noise and one from the buffer
-    neighbours  k of precision, recall, density and coverage
-    buffer      `chains` (capacity, *shape) and `labels` (capacity,) of the checkpoint's replay buffer, if it has one
+    steps           numbers of SGLD steps, each a run from noise and one from the buffer
+    neighbours      k of precision, recall, density and coverage
+    without_labels  of an energy with classes, whose chains have labels: also a run of chains that go down E(x)
+    buffer          `chains` (capacity, *shape) and `labels` (capacity,) of the checkpoint's replay buffer, if any
     """
     data = ev.dataset
     judge = features.judge_of(data, ev.judge)
@@ -39,7 +49,7 @@ def samples(
     check.memory(f"bootstrap={ev.bootstrap} of {count} samples", 16 * ev.bootstrap * count)
     if count < asked:
         ev.skipped[f"samples/{asked}"] = f"as many samples as real images are compared: {count}"
-    starts = starts_of_chains(ev, count, buffer)
+    starts = starts_of_chains(ev, count, without_labels, buffer)
     # Each number of steps is a run of its own, for samplers that anneal.
     images: dict[str, Tensor] = {}
     chains = math.ceil(count / GROUP) * GROUP  # the last batch is filled up
@@ -58,15 +68,19 @@ def samples(
     columns |= {"entropy": "class_entropy/{}", "nearest": "nearest/{}", "copies": "copies/{}"}
     versus = f"{count} samples a line against the {data.name} test images, in the features of the judge, {judge}."
     close = "nearest: median distance to a training image; copies: share of samples nearer than 99 % of the test images"
-    rows = {f"{k}{suffix}": [f"{k} steps from {suffix[1:] or 'noise'}"] for suffix in starts for k in steps}
+    rows = {f"{k}{suffix}": [f"{k} steps {FROM[suffix]}"] for suffix in starts for k in steps}
     rows["real"] = ["test images (hold_out=test)" if data.validation is data.test else "validation images"]
     ev.section("Samples", ["samples"], columns, rows, [versus, close], digits=3, intervals=["Fréchet", "kernel"])
 
 
-def starts_of_chains(ev: Evaluation, count: int, buffer: Mapping[str, Tensor] | None) -> dict[str, Start]:
+def starts_of_chains(
+    ev: Evaluation, count: int, without_labels: bool, buffer: Mapping[str, Tensor] | None
+) -> dict[str, Start]:
     """Noise, and chains of the buffer where it has as many, by the suffix that their numbers' keys get."""
     in_proportion = labels_in_proportion(ev.energies[0], count)
     starts: dict[str, Start] = {"": (ev.noise(count), in_proportion)}
+    if without_labels and in_proportion is not None:
+        starts["/any"] = (ev.noise(count), None)
     held = 0 if buffer is None else len(buffer["chains"])
     if buffer is not None and held >= count:
         chosen = ev.chosen(buffer["chains"], count)

@@ -100,6 +100,33 @@ def test_a_judge_that_knows_no_classes_sees_the_wall_by_the_pixels(tmp_path: Pat
     assert ev.numbers["chains/steady_state"] == 0 and "chains/rhat/classes/all" not in ev.numbers
 
 
+class Labelled(Gaussians):
+    """E(x, y) = ‖x − mean_y‖²/2σ²: a class a component. E(x) is that of the mixture."""
+
+    @property
+    def classes(self) -> int:
+        return len(self.means)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is None:
+            return super().forward(x)
+        return (x - self.means[labels]).square().flatten(1).sum(dim=1) / (2 * STD**2)
+
+
+def test_chains_with_labels_keep_their_class_where_others_cross(tmp_path: Path) -> None:
+    """Modes two and a half standard deviations from the wall between them: along E(x) half of the chains end in the
+    other; along E(x, y) an image is beyond the wall once in a hundred times."""
+    energy = Labelled(two_modes(5.0).means)
+    ev = Evaluation([energy], energy.data(), langevin(), tmp_path, torch.device("cpu"))
+    vars(ev)["classifier"] = (Nearest(energy), {})
+    chains(ev, count=100, steps=4000, rhat=1.05)
+    assert 0.3 < ev.numbers["chains/same_class"] < 0.75
+    assert ev.numbers["chains/same_class/labelled"] > 0.94
+    low, high = ev.numbers["chains/same_class/labelled/ci95"]
+    assert low <= ev.numbers["chains/same_class/labelled"] <= high
+    assert "of those that keep the image's label" in ev.sections[0].notes[-1]
+
+
 def flat(energy: Gaussians) -> Callable[[Tensor], Tensor]:
     return lambda x: energy(x) * 0
 

@@ -190,6 +190,30 @@ def test_samples_of_a_known_law(tmp_path: Path) -> None:
     assert found(ev, "precision", "12") > 0.95 and found(ev, "recall", "12") < 0.5  # half as wide: all within
 
 
+class Sided(nn.Module):
+    """E(x, y) = ‖x − m_y‖²/2s², m₀ to the left and m₁ to the right; E(x) is flat."""
+
+    classes, class_shares = 2, (0.75, 0.25)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is None:
+            return 0 * x.flatten(1).sum(dim=1)
+        return (x.flatten(1) - (2 * labels - 1).unsqueeze(1)).square().sum(dim=1) / (2 * STD**2)
+
+
+def test_samples_with_and_without_labels(tmp_path: Path) -> None:
+    """With labels chains come in the classes' proportion; without they stay at noise."""
+    sampler = SGLD(1, step_size=STD**2, noise_std=0.0, grad_clamp=None, bounds=None)  # a step leads to m_y
+    for without_labels in (False, True):
+        ev = evaluation(tmp_path, Sided(), images(), sampler)
+        samples(ev, count=400, steps=[2], neighbours=5, without_labels=without_labels)
+        assert ev.numbers["class_entropy/2"] == pytest.approx(stats.entropy([3, 1], base=2), abs=1e-6)
+        assert ("class_entropy/2/any" in ev.numbers) is without_labels
+    assert ev.numbers["class_entropy/2/any"] > 0.98
+    assert found(ev, "frechet", "2/any") == pytest.approx(4 * ((0.8) ** 2 + (1 / math.sqrt(3) / STD - 1) ** 2), rel=0.2)
+    assert "2 steps from noise, without labels" in [row[0] for row in ev.sections[0].rows]
+
+
 def test_chains_that_do_not_move_are_what_they_were(tmp_path: Path) -> None:
     """The buffer's chains are training images and, three to one, of the first class; noise has no copy among them."""
     data = images(count=400)
