@@ -29,8 +29,9 @@ PARTS = ("data", "energy", "sampler", "buffer", "loss", "optimizer", "scheduler"
 
 
 def recipe_of(config):
-    """What of a configuration is no matter of the machine."""
-    return {part: {k: v for k, v in (config[part] or {}).items() if k not in ("root", "threads")} for part in PARTS}
+    """What of a configuration is no matter of the machine, or of pictures."""
+    others = ("root", "threads", "sample_every_epochs")
+    return {part: {k: v for k, v in (config[part] or {}).items() if k not in others} for part in PARTS}
 
 
 @pytest.mark.parametrize("name", NAMES)
