@@ -88,7 +88,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
                 break
             started = time.perf_counter()
             progress = intervals.progress(run.loop)
-            if (number := run.phase_at(progress)) != run.loop.phase:
+            for number in range(run.loop.phase + 1, run.phase_at(progress) + 1):
                 run.start_phase(number)
                 if ranks.first:
                     bar.write(f"phase {run.phase.name} from step {run.loop.step} on", file=sys.stderr)

@@ -96,8 +96,9 @@ def load_state(training: Training, state: dict[str, Any], source: Path, with_gua
     try:
         if not isinstance(state["tracker"], dict):
             raise TypeError("tracker is no dict")
-        if (phase := state["loop"]["phase"]) != training.loop.phase:
-            training.start_phase(check.number("its phase", phase, 0, len(training.phases) - 1, integer=True))
+        phase = check.number("its phase", state["loop"]["phase"], 0, len(training.phases) - 1, integer=True)
+        for number in range(phase + 1) if phase != training.loop.phase else []:
+            training.start_phase(number)  # one goes on with what another before it has built
         state = redistributed(state, training.ranks, training.buffer.capacity, generator)
         groups = optimizer.state_dict()["param_groups"]  # settings are the run's, not the file's
         lr = state["optimizer"]["param_groups"][0]["lr"]  # of the last step

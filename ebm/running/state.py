@@ -129,8 +129,8 @@ class Training:
         self.guard.start_phase()
 
     def phase_at(self, progress: float) -> int:
-        """The number of the phase at this share of the training: none before the one that it is in."""
-        return max(self.loop.phase, sum(phase.start <= progress for phase in self.phases) - 1)
+        """The number of the phase at this share of the training."""
+        return sum(phase.start <= progress for phase in self.phases) - 1
 
     @property
     def sampler(self) -> SGLD:

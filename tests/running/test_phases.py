@@ -43,6 +43,29 @@ def test_what_a_phase_sets(whole):
     assert rates[30:] == pytest.approx([4e-3 * w * (1 - i / 10) for i, w in enumerate(warm)])
 
 
+def test_what_a_phase_built_goes_on_in_the_next(tmp_path, images):  # noqa: F811
+    """Its buffer, optimizer and rate, also where the run was stopped in the next, or the next began with it."""
+    last = "last: {share: 0.25, loss: {contrastive_divergence: {alpha: 0.01}}}}"
+    three = "phases={finish: " + FINISH + ", " + last
+    often = ["train.log_every=1", "train.keep=99"]
+    go(tmp_path / "whole", *SMALL, images, three, STEPS, *often, "train.save_every_steps=1")
+    states = [checkpoint.load(tmp_path / f"whole/checkpoints/step_{step:06d}.pt") for step in (30, 31, 40)]
+    assert [len(state["buffer"]["chains"]) for state in states] == [48, 48, 48]
+    assert [state["optimizer"]["state"][0]["step"].item() for state in states] == [10, 11, 20]
+    assert [state["optimizer"]["param_groups"][0]["lr"] for state in states[1:]] == pytest.approx([4e-3 / 3, 4e-4])
+    go(tmp_path / "parts", *SMALL, images, three, STEPS, *often, "train.save_every_steps=34")
+    (tmp_path / "parts/checkpoints/step_000034.pt").replace(tmp_path / "parts/checkpoints/last.pt")
+    for file in checkpoint.healthy(tmp_path / "parts/checkpoints"):
+        file.unlink()
+    resume(tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+    at_once = "phases={finish: " + FINISH.replace("0.25", "0.01") + ", " + last.replace("0.25", "0.5")
+    go(tmp_path / "run", *SMALL, images, at_once, "train.max_steps=4", *often, "train.save_every_steps=1")
+    state = checkpoint.load(tmp_path / "run")
+    assert state["loop"]["phase"] == 2 and len(state["buffer"]["chains"]) == 8 + 2 * 4
+
+
 @pytest.mark.parametrize("at", [11, 20, 21, 27, 30, 31, 36])
 def test_a_stop_in_any_phase_leaves_no_trace(tmp_path, images, whole, at):  # noqa: F811
     parts = tmp_path / "parts"

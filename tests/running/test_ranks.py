@@ -80,6 +80,7 @@ def test_the_averaged_gradient_is_that_of_the_whole_batch(tmp_path):
 def test_two_ranks_train_stop_and_go_on_bit_for_bit(tmp_path, images):  # noqa: F811
     """29 steps, then 40; and from there on one rank, and that on two again."""
     more = ["buffer.policy=fifo", "buffer.initial=16"]
+    more += ["phases={finish: {share: 0.4, sampler: {steps: 3}, optimizer: {lr: 2e-3}, train: {chains: 8}}}"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     together(2, go, whole, *SMALL, images, *more, "train.max_steps=40")
     together(2, go, parts, *SMALL, images, *more, "train.max_steps=40", "train.save_every_steps=29")
