@@ -40,9 +40,9 @@ def training_step(run: Training) -> dict[str, Tensor]:
     """One step of contrastive divergence with chains that persist (Du & Mordatch 2019, algorithm 1): scalars to log."""
     x_data, y_data = run.batches.next()
     chains, places, ages, labels = run.buffer.draw(run.phase.chains, run.generator)
-    y_model = labels if run.with_labels else None
-    x_model = run.sampler(run.energy, chains, run.generator, labels=y_model)
+    x_model = run.sampler(run.energy, chains, run.generator, labels=labels if run.has_classes else None)
     run.buffer.put(x_model, places, ages + run.sampler.steps, labels)
+    y_model = labels if run.has_classes else None
 
     x_noised = noised(x_data, run.phase.data_noise_std, run.sampler.bounds, run.generator)
     loss, logs = run.phase.loss(run.parallel_energy, x_noised, x_model, run.generator, y_data, y_model)
@@ -135,8 +135,6 @@ def build(
     classes, class_shares = getattr(energy, "classes", None), getattr(energy, "class_shares", None)
     for phase in of_run:
         phase.loss.check(dataset.shape, classes)
-        if phase.unlabelled and classes is None:
-            raise ValueError(f"train.unlabelled={phase.unlabelled} needs an energy with classes: set energy.classes")
     if cfg.initial_weights is not None and state is None:
         checkpoint.start_from(energy, cfg.initial_weights)
     energy.to(memory_format=torch.channels_last).to(device)  # faster convolutions
@@ -185,7 +183,7 @@ def build_phases(cfg: DictConfig, ranks: Ranks) -> list[Phase]:
             new_buffer=partial(build_buffer, of_phase.buffer) if "buffer" in anew[i] else None,
             new_optimizer=instantiate(of_phase.optimizer, _partial_=True) if "optimizer" in anew[i] else None,
             chains=ranks.share("train.chains", settings.chains or settings.batch_size),
-            **{key: settings[key] for key in phases.SETTINGS if key != "chains"},
+            **{key: settings[key] for key in ("data_noise_std", "grad_norm_clip", "warmup_steps")},
         )
         result.append(phase)
     return result

@@ -20,11 +20,6 @@ def temperature_of(energy: Any) -> float:
     return check.number("energy.temperature", float(getattr(energy, "temperature", 1.0)), 0, open_low=True)
 
 
-def marginal(of_all_labels: Tensor, temperature: float) -> Tensor:
-    """E(x) = −T·log Σ_y exp(−E(x, y)/T) (B,) of E(x, y) for all y (B, classes)."""
-    return -temperature * (-of_all_labels / temperature).logsumexp(dim=1)
-
-
 class Network(nn.Module):
     """What the energies below share: `outputs` f: x (B, *shape) → (B, 1), the energy, or with `classes` (B, classes),
     which is the chain of `layers` where a class has no other.
@@ -56,7 +51,8 @@ class Network(nn.Module):
             raise ValueError(f"the energy takes a batch of {self.shape}, got {tuple(x.shape)}")
         outputs = self.outputs(x)
         if labels is None:
-            return outputs.squeeze(-1) if self.classes is None else marginal(-outputs, self.temperature)
+            T = self.temperature
+            return outputs.squeeze(-1) if self.classes is None else -T * (outputs / T).logsumexp(dim=1)
         if self.classes is None:
             raise ValueError("labels need an energy with classes (energy.classes)")
         return -outputs.gather(1, labels.view(len(x), -1)).view(labels.shape)

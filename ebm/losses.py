@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ebm import check
 from ebm.data import check_affine, mixed, random_affine
-from ebm.energies import marginal, temperature_of
+from ebm.energies import temperature_of
 
 Logs = dict[str, Tensor]
 
@@ -21,8 +21,8 @@ class Batch:
     """Data x⁺ and negatives x⁻, (B, *shape) each, labels y (B,) or None, and what one forward pass says of them.
 
     energy          the module, for terms that need more of it
-    e_data, e_model E (B,); with labels of both E(x, y)
-    logits          −E(x⁺, y)/T (B, classes) for all y, with labels of the data
+    e_data, e_model E (B,); with labels E(x, y)
+    logits          −E(x⁺, y)/T (B, classes) for all y, with labels
     """
 
     energy: Any
@@ -51,15 +51,12 @@ class Batch:
         x = torch.cat([x_data, x_model])
         module: Any = getattr(energy, "module", energy)  # DistributedDataParallel is called once a step
         logits = None
-        if y_data is None:
+        if y_data is None or y_model is None:
             energies = energy(x)
         else:
             labels = torch.arange(module.classes, device=x.device)
             of_all_labels = energy(x, labels.expand(len(x), -1))  # E(x, y) for all y
-            if y_model is None:
-                energies = marginal(of_all_labels, temperature_of(module))
-            else:
-                energies = of_all_labels.gather(1, torch.cat([y_data, y_model]).unsqueeze(1)).squeeze(1)
+            energies = of_all_labels.gather(1, torch.cat([y_data, y_model]).unsqueeze(1)).squeeze(1)
             logits = -of_all_labels[: len(x_data)] / temperature_of(module)
         e_data, e_model = energies[: len(x_data)], energies[len(x_data) :]
         return cls(module, x_data, x_model, y_data, y_model, e_data, e_model, logits)
@@ -84,8 +81,7 @@ class Loss(ABC):
         y_data: Tensor | None = None,
         y_model: Tensor | None = None,
     ) -> tuple[Tensor, Logs]:
-        """(loss, logs) of data and negatives (B, *shape), with labels y (B,) or without; where the data alone have
-        labels, E(x) is compared, and the labels are for the other terms.
+        """(loss, logs) of data and negatives (B, *shape), with labels y (B,) or without.
 
         The logs are detached scalars: `loss`, the mean scores −E, `score_real` and `score_fake`, their difference
         `cd`, what the terms say; and `e_model` (B,), E of the negatives.

@@ -260,51 +260,6 @@ def test_joint_training_keeps_labels_and_is_evaluated(tmp_path):
         assert not (tmp_path / "never").exists()
 
 
-def test_negatives_without_labels_are_compared_by_the_marginal():
-    """mean E(x⁺) − mean E(x⁻) of the energies of images alone; the data's labels are for the classifier."""
-    torch.manual_seed(1)
-    energy = ConvEnergy((1, 8, 8), hidden=4, classes=3, temperature=0.1)
-    x, x_model, y = torch.rand(6, 1, 8, 8), torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 2, 1, 0])
-    loss = Sum({"cd": ContrastiveDivergence(alpha=0.3), "classification": Classification(weight=2)})
-    value, logs = loss(energy, x, x_model, generator(), y, None)
-    e_data, e_model, f = energy(x), energy(x_model), energy.outputs(x)
-    cd = e_data.mean() - e_model.mean() + 0.3 * (e_data.square().mean() + e_model.square().mean())
-    log_p = (f / 0.1).log_softmax(dim=1)[torch.arange(6), y]
-    torch.testing.assert_close(value, cd - 2 * 0.1 * log_p.mean())
-    torch.testing.assert_close(logs["e_model"], e_model.detach())
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_a_share_of_the_steps_has_chains_without_labels(tmp_path, monkeypatch, share):
-    """Evenly spread over the phase, from its first step on; and a run that is resumed goes on in the same order."""
-    seen, steps_of = [], SGLD.__call__
-
-    def spy(self, *args, **kwargs):
-        seen.append(kwargs.get("labels") is None)
-        return steps_of(self, *args, **kwargs)
-
-    monkeypatch.setattr(SGLD, "__call__", spy)
-    monkeypatch.setattr("ebm.running.pictures.draw_samples", lambda *_: ({}, {}, {}))
-    joint = [override for override in JOINT if "max_steps" not in override]
-    phases = f"phases={{end: {{share: 0.5, train: {{unlabelled: {share}}}}}}}"
-    done = run("train.py", *joint, "train.max_steps=16", phases, f"hydra.run.dir={tmp_path / 'run'}")
-    assert done.returncode == 0, done.stderr
-    assert seen[:8] == [False] * 8
-    assert seen[8:16] == [int((step + 1) * share) > int(step * share) for step in range(8)]
-    assert sum(seen[8:16]) == 8 * share
-
-
-@pytest.mark.parametrize(
-    ("bad", "words"),
-    [
-        (["train.unlabelled=0.5"], "train.unlabelled=0.5 needs an energy with classes"),
-        (["train.unlabelled=1.5"], "train.unlabelled must be a number in [0, 1], got 1.5"),
-    ],
-)
-def test_unlabelled_steps_that_cannot_be(tmp_path, bad, words):
-    assert_one_line_error(run("train.py", *bad, f"hydra.run.dir={tmp_path / 'run'}"), words)
-
-
 def test_labels_out_of_range_leave_nothing(tmp_path):
     (tmp_path / "mine").touch()  # an empty folder would go with the run's
     for name, overrides, words in [

@@ -36,7 +36,6 @@ def upgraded(state: dict[str, Any]) -> dict[str, Any]:
         config["initial_weights"] = config.pop("start")
     if "loop" in state:  # there was one phase
         config.setdefault("phases", None)
-        config["train"].setdefault("unlabelled", 0.0)
         state["loop"] = {"phase": 0, "phase_began": 0} | state["loop"]
     loss, training = config.get("loss"), config.get("train")
     if isinstance(loss, dict) and isinstance(training, dict) and loss.get("_target_") == LOSS:

@@ -6,7 +6,7 @@ from typing import Any
 from ebm import check
 
 PARTS = ("sampler", "buffer", "loss", "optimizer", "scheduler")
-SETTINGS = ("chains", "grad_norm_clip", "data_noise_std", "warmup_steps", "unlabelled")  # of `train`
+SETTINGS = ("chains", "grad_norm_clip", "data_noise_std", "warmup_steps")  # of `train`
 
 
 def check_phases(config: Mapping[str, Any]) -> None:

@@ -17,8 +17,8 @@ from ebm.sampling.buffer import ReplayBuffer
 from ebm.sampling.sgld import SGLD
 
 MAY_BE_NULL = ("epochs", "max_steps", "max_minutes", "save_every_steps", "save_every_minutes", "chains")
-MAY_BE_ZERO = ("warmup_steps", "data_noise_std", "unlabelled")
-REALS = ("max_minutes", "save_every_minutes", "grad_norm_clip", "data_noise_std", "unlabelled")
+MAY_BE_ZERO = ("warmup_steps", "data_noise_std")
+REALS = ("max_minutes", "save_every_minutes", "grad_norm_clip", "data_noise_std")
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
@@ -33,9 +33,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
         if value is None and name in MAY_BE_NULL:
             continue
         if name in REALS:
-            check.number(
-                f"train.{name}", value, 0, 1 if name == "unlabelled" else math.inf, open_low=name not in MAY_BE_ZERO
-            )
+            check.number(f"train.{name}", value, 0, open_low=name not in MAY_BE_ZERO)
         else:
             check.number(f"train.{name}", value, 0 if name in MAY_BE_ZERO else 1, integer=True)
 
@@ -89,7 +87,6 @@ class Phase:
     data_noise_std: float
     grad_norm_clip: float
     warmup_steps: int
-    unlabelled: float
 
 
 @dataclass
@@ -140,12 +137,8 @@ class Training:
         return self.phase.sampler
 
     @property
-    def with_labels(self) -> bool:
-        """Whether the chains of the next step have labels: not without classes, nor in the share `unlabelled` of the
-        phase's steps, evenly spread."""
-        step, share = self.loop.step - self.loop.phase_began, self.phase.unlabelled
-        without = math.floor((step + 1) * share) > math.floor(step * share)
-        return getattr(self.energy, "classes", None) is not None and not without
+    def has_classes(self) -> bool:
+        return getattr(self.energy, "classes", None) is not None
 
     @property
     def device(self) -> torch.device:
