@@ -128,12 +128,12 @@ def build(
         check_settings(of_phase)
     device = ranks.device(cli.pick_device(cfg.device))
     guard = instantiate(cfg.guard)
-    ranks.share("train.batch_size", cfg.train.batch_size)
-    of_run = build_phases(cfg, ranks)
+    ranks.share("train.batch_size", cfg.train.batch_size)  # refuses what is no whole number
+    all_phases = build_phases(cfg, ranks)
     dataset = build_dataset(cfg, run_dir, ranks, state)
     energy, energy_config = build_energy(cfg, dataset, device)
     classes, class_shares = getattr(energy, "classes", None), getattr(energy, "class_shares", None)
-    for phase in of_run:
+    for phase in all_phases:
         phase.loss.check(dataset.shape, classes)
     if cfg.initial_weights is not None and state is None:
         checkpoint.start_from(energy, cfg.initial_weights)
@@ -145,7 +145,7 @@ def build(
     return Training(
         energy=energy,
         parallel_energy=ranks.wrap(energy),
-        phases=of_run,
+        phases=all_phases,
         batches=Batches(dataset.train, cfg.train.batch_size, order_generator, ranks.rank, ranks.size, labels),
         guard=guard,
         dataset=dataset,

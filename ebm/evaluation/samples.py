@@ -15,11 +15,8 @@ from ebm.evaluation.evaluation import Evaluation
 from ebm.sampling.chains import GROUP
 
 Start = tuple[Tensor, Tensor | None]  # chains (N, *shape), and their labels (N,) or none
-FROM = {
-    "": "from noise",
-    "/any": "from noise, without labels",
-    "/buffer": "from the buffer",
-}  # where chains start, by the suffix of their numbers' keys
+# Where chains start, by the suffix of their numbers' keys.
+FROM = {"": "from noise", "/any": "from noise, without labels", "/buffer": "from the buffer"}
 
 
 def samples(

@@ -88,8 +88,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     own, in a folder of PYTHONPATH where nothing is installed, or with other than plain values."""
     folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     of_user = [folder for folder in folders if not INSTALLED & {*Path(folder).resolve().parts}]
-    for of_phase in phases.configs(config) if config.get("phases") else []:
-        check_config(of_phase)
+    for of_later_phase in phases.configs(config)[1:]:
+        check_config(of_later_phase)
     terms = config.get("loss", {})
     if not isinstance(terms, dict) or any(str(name).startswith("_") for name in terms):
         raise ValueError(f"loss must be terms by name, got {terms!r}")
