@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ebm import check, losses
-from ebm.data import Batches, Dataset, noised
+from ebm.batches import Batches, noised
+from ebm.data import Dataset
 from ebm.evaluation import features
 from ebm.files import write_whole
 from ebm.running import checkpoint, cli, maintenance, phases, resume, sweep, telemetry, tracking
@@ -146,7 +147,9 @@ def build(
         energy=energy,
         parallel_energy=ranks.wrap(energy),
         phases=all_phases,
-        batches=Batches(dataset.train, cfg.train.batch_size, order_generator, ranks.rank, ranks.size, labels),
+        batches=Batches(
+            dataset.train, cfg.train.batch_size, order_generator, ranks.rank, ranks.size, labels, dataset.flip
+        ),
         guard=guard,
         dataset=dataset,
         ranks=ranks,

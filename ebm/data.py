@@ -1,5 +1,4 @@
-"""Data sets in [−1, 1], whole in memory, shuffled batches of them that can be resumed, images that a user gives, and
-what is done to images in training: `random_affine` and `mixed`."""
+"""Data sets in [−1, 1], whole in memory, and images that a user gives."""
 
 import inspect
 import math
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ImageColor
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebm import check
-from ebm.files import fitted, image_files, read_image
+from ebm.files import decoded, fitted, image_files, read_image
 
 Device = str | torch.device
 
@@ -28,12 +27,6 @@ def scaled(x: Tensor) -> Tensor:
     return x.float().div(127.5).sub(1) if x.dtype == torch.uint8 else x
 
 
-def noised(x: Tensor, noise_std: float, bounds: tuple[float, float] | None, generator: torch.Generator) -> Tensor:
-    """x + N(0, noise_std²), clamped to `bounds` (None: not): what chains of the sampler have, too."""
-    low, high = bounds or (-math.inf, math.inf)
-    return (x + torch.empty_like(x).normal_(0, noise_std, generator=generator)).clamp(low, high)
-
-
 @dataclass
 class Dataset:
     """Three splits (N, *shape): bytes 0…255, or floats in [−1, 1]. `train` is learned from, `validation` chosen by, and
@@ -41,6 +34,7 @@ class Dataset:
 
     train_labels, …   (N,) where there are any; `class_names` those of their classes
     log_prob          x (N, *shape) → log p(x) (N,), where the law is known
+    flip              probability with which `ebm.batches` mirror a training image, left to right, in [0, 1]
     hold_out          where no `validation` is given, what becomes it: so many of the training images, of each class in
                       proportion, always the same ones (`held_out`); None for a tenth of them, 5,000 at most; "test" for
                       the test images themselves, and all training images to train
@@ -55,10 +49,14 @@ class Dataset:
     class_names: list[str] | None = None
     validation: Tensor = None  # type: ignore[assignment]  # it is one after the constructor
     validation_labels: Tensor | None = None
+    flip: float = 0.0
     hold_out: InitVar[int | str | None] = None
 
     def __post_init__(self, hold_out: int | str | None) -> None:
         its = f"data set {self.name}"
+        check.number("data.flip", self.flip, 0, 1)
+        if self.flip and self.train.dim() != 4:
+            raise ValueError(f"data.flip must be 0 for data of shape {self.shape}: it mirrors images")
         if self.validation is None:
             self._hold_out(hold_out)
         for split, x in (("train", self.train), ("validation", self.validation), ("test", self.test)):
@@ -140,12 +138,17 @@ TORCHVISION = {name: splits for names, splits in _SPLITS for name in names.split
 
 
 def torchvision_dataset(
-    name: str, root: str, image_size: int | None = None, split: str = "balanced", hold_out: int | str | None = None
+    name: str,
+    root: str,
+    image_size: int | None = None,
+    split: str = "balanced",
+    flip: float = 0.0,
+    hold_out: int | str | None = None,
 ) -> Dataset:
     """torchvision's MNIST, CIFAR10, SVHN, … from `root`, downloaded if it is not there.
 
     `image_size`: of the middle square of each image, resized; photographs of many sizes need one. `split`: EMNIST's.
-    `hold_out`: as in `Dataset`.
+    `flip`, `hold_out`: as in `Dataset`.
     Raises ValueError for a data set without one label an image, and where it neither is nor can be had.
     """
     import torchvision  # takes two seconds to import
@@ -176,7 +179,7 @@ def torchvision_dataset(
     train, test = splits if len(splits) == 2 else held_out(*splits[0], math.ceil(len(splits[0][0]) / 10), seed=0)
     classes = getattr(parts[0], "classes", getattr(parts[0], "categories", ()))
     names = [name if isinstance(name, str) else name[0] for name in classes]  # some have several words for a class
-    return Dataset(name, train[0], test[0], train[1], test[1], class_names=names or None, hold_out=hold_out)
+    return Dataset(name, train[0], test[0], train[1], test[1], class_names=names or None, flip=flip, hold_out=hold_out)
 
 
 def _there(folder: Path) -> set[Path]:
@@ -237,16 +240,17 @@ def image_folder(
     split_seed: int = 0,
     background: str = "black",
     skip_unreadable: bool = False,
+    flip: float = 0.0,
     hold_out: int | str | None = None,
 ) -> Dataset:
     """Every image under `root` (see `image_files`), its middle square resized to `image_size`, as `opened` shows it.
 
     channels 1 (grey) or 3 (RGB); `background` lies behind transparent pixels.
     train/, test/ and val/, valid/ or validation/ are the splits. Of a train/ without a test/, and of a folder without
-    either, `test_fraction` is held out to test, the same for the same `split_seed`; `hold_out` to validate as in
-    `Dataset`. The folders directly below a split are its classes where they hold more than half of its images.
+    either, `test_fraction` is held out to test, the same for the same `split_seed`; `hold_out` to validate, and `flip`,
+    as in `Dataset`. The folders directly below a split are its classes where they hold more than half of its images.
     What is left out, a line on stderr says. A file that cannot be read raises ValueError, or is left out, too, with
-    `skip_unreadable`.
+    `skip_unreadable`. Many files are decoded once (`ebm.files.decoded`).
     """
     check.number("data.image_size", image_size, 1, integer=True)
     check.choice("data.channels", channels, (1, 3))
@@ -263,7 +267,7 @@ def image_folder(
     splits, class_names = _splits(folder, root)
     files = [file for _, split_files in splits.values() for file in split_files]
     check.memory(f"data.image_size={image_size}", len(files) * channels * image_size**2)
-    images = _read_all(files, (channels, image_size, image_size), background, skip_unreadable, root)
+    images = decoded(folder, files, (channels, image_size, image_size), background, skip_unreadable)
     sets: dict[str, tuple[Tensor, Tensor | None]] = {}
     for split, (inside, split_files) in splits.items():
         readable = [file for file in split_files if file in images]
@@ -277,18 +281,67 @@ def image_folder(
     else:
         count = min(max(1, round(test_fraction * len(sets["train"][0]))), len(sets["train"][0]) - 2)
         sets["train"], sets["test"] = held_out(*sets["train"], count, split_seed)
-    validation = sets.get("validation", (None, None))
-    return Dataset(
-        name=folder.name,
-        train=sets["train"][0],
-        test=sets["test"][0],
-        train_labels=sets["train"][1],
-        test_labels=sets["test"][1],
-        class_names=class_names or None,
-        validation=validation[0],  # type: ignore[arg-type]
-        validation_labels=validation[1],
-        hold_out=hold_out,
-    )
+    return _of_splits(sets, name=folder.name, class_names=class_names or None, flip=flip, hold_out=hold_out)
+
+
+def _of_splits(sets: Mapping[str, tuple[Tensor | None, Tensor | None]], **rest: Any) -> Dataset:
+    """The data set of these images and labels; `rest` as in `Dataset`."""
+    for split, (x, labels) in sets.items():
+        rest |= {split: x, f"{split}_labels": labels}
+    return Dataset(**rest)
+
+
+ARRAYS = ("train", "test", "validation")
+
+
+def arrays(file: str, flip: float = 0.0, hold_out: int | str | None = None) -> Dataset:
+    """Arrays of an .npz: `train`, and where there are any `test`, `validation`, their labels (N,), as `train_labels`,
+    and `class_names`.
+
+    Images are (N, C, H, W), (N, H, W, C) with C = 1 or 3, or (N, H, W), of bytes or floats in [−1, 1]; vectors (N, D).
+    Without `test` a tenth is held out; `flip`, `hold_out` as in `Dataset`. Raises ValueError for another file.
+    """
+    source = f"data.file={file}"
+    check_hold_out(hold_out)
+    check.that(Path(file).is_file() and Path(file).suffix == ".npz", f"{source} must be an .npz file that is there")
+    known = [*ARRAYS, *(f"{split}_labels" for split in ARRAYS), "class_names"]
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files}
+    except Exception as error:  # numpy's own words may be advice to trust the file
+        raise ValueError(f"{source} holds no arrays that can be read ({type(error).__name__})") from error
+    if "train" not in found or set(found) - set(known):
+        raise ValueError(f"{source} must hold train, and may hold {', '.join(known[1:])}; got {', '.join(found)}")
+    names = [str(name) for name in found["class_names"]] if "class_names" in found else None
+    sets = {split: _arrays_of(found, split, source) for split in ARRAYS}
+    if sets["test"][0] is None:
+        x, labels = sets["train"]
+        sets["train"], sets["test"] = held_out(x, labels, math.ceil(len(x) / 10), seed=0)
+    return _of_splits(sets, name=Path(file).stem, class_names=names, flip=flip, hold_out=hold_out)
+
+
+def _arrays_of(found: Mapping[str, NDArray[Any]], split: str, source: str) -> tuple[Any, Tensor | None]:
+    """The images of a split, channels first, or None, and their labels."""
+    labels, x = found.get(f"{split}_labels"), found.get(split)
+    if x is None:
+        check.that(labels is None, f"{source} holds {split}_labels and no {split}")
+        return None, None
+    got = f"got {x.dtype} {x.shape}"
+    if (x.dtype != np.uint8 and x.dtype.kind != "f") or x.ndim not in (2, 3, 4):
+        raise ValueError(
+            f"{source}: {split} must be bytes or floats (N, C, H, W), (N, H, W, C), (N, H, W) or (N, D), {got}"
+        )
+    if x.dtype.kind == "f" and x.ndim > 2 and x.min(initial=0) >= 0:
+        raise ValueError(f"{source}: floats must be in [-1, 1], those of {split} are in [0, 1]: store 2x - 1, or bytes")
+    if labels is not None and (labels.shape != (len(x),) or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0):
+        got = f"got {labels.dtype} {labels.shape}"
+        raise ValueError(f"{source}: {split}_labels must be integers >= 0, ({len(x)},), {got}")
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    images = torch.from_numpy(np.ascontiguousarray(x if x.dtype == np.uint8 else x.astype(np.float32)))
+    return images, None if labels is None else torch.from_numpy(labels.astype(np.int64))
 
 
 SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "validation")
@@ -306,7 +359,7 @@ def _splits(folder: Path, root: str) -> tuple[dict[str, tuple[Path, list[Path]]]
     found: dict[str, tuple[Path, list[Path]]] = {}
     names: list[list[str]] = []  # of the classes of each split
     for split, place in inside.items():
-        images = [file for file in files if place in file.parents]
+        images = [file for file in files if file.parts[: len(place.parts)] == place.parts]
         in_classes = [file for file in images if _top(place, file)]
         has_classes = 2 * len(in_classes) > len(images)
         found[split] = place, in_classes if has_classes else images
@@ -322,74 +375,9 @@ def _splits(folder: Path, root: str) -> tuple[dict[str, tuple[Path, list[Path]]]
 
 
 def _top(folder: Path, file: Path) -> str:
-    """The folder directly below `folder` that `file` lies in; "" for none."""
-    return "" if file.parent == folder else file.relative_to(folder).parts[0]
-
-
-def _read_all(files: list[Path], shape: Sequence[int], background: str, skip: bool, root: str) -> dict[Path, Tensor]:
-    """The bytes (C, H, W) of each file that can be read. Another raises ValueError; with `skip`, stderr says so."""
-    images, unreadable = {}, []
-    for file in files:
-        try:
-            images[file] = read_image(file, shape, background)
-        except ValueError as error:
-            if not skip:
-                raise ValueError(f"{error}; data.skip_unreadable=true goes on without such files") from error
-            unreadable.append(error)
-    if unreadable:
-        print(f"data.root={root}: {len(unreadable)} unreadable images left out: {unreadable[0]}", file=sys.stderr)
-    return images
-
-
-class Batches:
-    """Endless shuffled batches: images (batch_size, *shape) in [−1, 1] and their labels (batch_size,), None where there
-    are none; a partial batch at an epoch's end is dropped.
-
-    Its state is the order of the epoch under way and the position in it: it goes on where it was. Rank `rank` of
-    `ranks`, whose generators are alike, has every `ranks`-th image of each batch.
-    """
-
-    def __init__(
-        self,
-        x: Tensor,
-        batch_size: int,
-        generator: torch.Generator,
-        rank: int = 0,
-        ranks: int = 1,
-        labels: Tensor | None = None,
-    ) -> None:
-        check.number("train.batch_size", batch_size, 1, integer=True)
-        if batch_size > len(x):
-            raise ValueError(f"train.batch_size must be at most the {len(x)} training images, got {batch_size}")
-        self.x = x.to(generator.device)
-        self.labels = None if labels is None else labels.to(generator.device)
-        self.batch_size, self.generator = batch_size, generator
-        self.mine = slice(rank, None, ranks)
-        self.steps_per_epoch = len(x) // batch_size
-        self.order = torch.empty(0, dtype=torch.int64)
-        self.position = self.steps_per_epoch  # in steps; the next one opens an epoch
-
-    def next(self) -> tuple[Tensor, Tensor | None]:
-        if self.position == self.steps_per_epoch:
-            self.order = torch.randperm(len(self.x), generator=self.generator, device=self.x.device)
-            self.position = 0
-        start = self.position * self.batch_size
-        self.position += 1
-        chosen = self.order[start : start + self.batch_size][self.mine]
-        return scaled(self.x[chosen]), None if self.labels is None else self.labels[chosen]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order.clone(), "position": self.position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where `state` is that of batches of other images."""
-        order, position = state["order"], state["position"]
-        begun = position != self.steps_per_epoch or len(order)
-        if begun and not torch.equal(order.sort().values, torch.arange(len(self.x))):
-            raise ValueError(f"the data order is not one of the {len(self.x)} training images")
-        if type(position) is not int or not 0 <= position <= self.steps_per_epoch:
-            raise ValueError(f"the position in the epoch is {position} of {self.steps_per_epoch}")
-        self.order, self.position = order.to(self.x.device), position
+    """The folder directly below `folder` that `file`, in it, lies in; "" for none."""
+    depth = len(folder.parts)
+    return file.parts[depth] if len(file.parts) > depth + 1 else ""
 
 
 def given_images(path: str, shape: Sequence[int], background: str = "black") -> Tensor:
@@ -425,44 +413,3 @@ def checked_images(x: Any, shape: Sequence[int], source: str) -> Tensor:
     if not bool((images.abs() <= 1).all()):
         raise ValueError(f"{source} must hold values in [-1, 1], got [{images.min():g}, {images.max():g}]")
     return images
-
-
-def check_affine(key: str, settings: Mapping[str, float]) -> None:
-    """ValueError naming `key` and the setting of `random_affine` that is out of range."""
-    for name, value in settings.items():
-        check.number(f"{key}.{name}", value, 0, {"rotation": 180, "scale": 0.9}.get(name, 1))
-
-
-def random_affine(
-    x: Tensor, generator: torch.Generator, rotation: float = 0, scale: float = 0, shift: float = 0, flip: float = 0
-) -> Tensor:
-    """Images x (B, C, H, W), each turned by up to ±rotation degrees, scaled by 1 ± scale, shifted by up to ±shift of
-    its side and mirrored with probability flip; interpolated, the border's pixels repeated outside."""
-    if len(x) == 0:
-        return x  # torch interpolates no empty batch
-
-    def uniform(low: float, high: float, columns: int = 1) -> Tensor:
-        return torch.empty(len(x), columns, device=x.device).uniform_(low, high, generator=generator)
-
-    angle = uniform(-rotation, rotation) * math.pi / 180
-    factor = 1 / (1 + uniform(-scale, scale))
-    mirror = torch.where(uniform(0, 1) < flip, -1.0, 1.0)
-    cosine, sine = factor * angle.cos(), factor * angle.sin()
-    right, down = (2 * uniform(-shift, shift, 2)).split(1, dim=1)  # affine_grid's side is 2
-    top = torch.cat([cosine * mirror, -sine, right], dim=1)
-    bottom = torch.cat([sine * mirror, cosine, down], dim=1)
-    theta = torch.stack([top, bottom], dim=1)
-    grid = nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
-    return nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
-
-
-def mixed(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Images x (B, C, H, W), each with a rectangle of the one before in the same place, its sides 0.3 to 0.7 of the
-    image's (Yun et al. 2019, "CutMix"), its centre in the middle half of either: with centres anywhere a tenth of the
-    twins of MNIST get black for black, and are next to the image itself."""
-    inside = []
-    for size in x.shape[2:]:
-        u, v = (torch.rand(len(x), 1, generator=generator, device=x.device) for _ in range(2))
-        places = torch.linspace(0, 1, size, device=x.device)
-        inside.append((places - 0.25 - 0.5 * u).abs() < 0.15 + 0.2 * v)  # from the centre, below half a side
-    return torch.where((inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1), x.roll(1, 0), x)

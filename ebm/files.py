@@ -1,6 +1,9 @@
 """Files: which of a folder are images and what they show, as bytes; and results, written whole or not at all."""
 
+import hashlib
+import json
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
+from tqdm import tqdm
 
 from ebm import check
 
 # A file may call itself what it likes: only these readers see it (Pillow would start Ghostscript for an EPS).
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = {suffix for suffix, reader in Image.registered_extensions().items() if reader in FORMATS}
+FEW = 1000  # files that are read within a second
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of a TIFF
 
 
@@ -47,6 +54,54 @@ def read_image(path: Path, shape: Sequence[int], background: str = "black") -> T
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"{path} is read as grey or RGB, not as {tuple(shape)}: give an array of those, .npz or .npy")
     return fitted(opened(path, "L" if shape[0] == 1 else "RGB", background), *shape[1:])
+
+
+def decoded(
+    folder: Path, files: Sequence[Path], shape: Sequence[int], background: str = "black", skip_unreadable: bool = False
+) -> dict[Path, Tensor]:
+    """What `read_image` makes of each of the `files` of `folder`, bytes of `shape`. One that cannot be read raises
+    ValueError; if such are to be skipped, a line on stderr says so.
+
+    More than a few are decoded once: an array in plain-ebm's cache folder holds them, under a hash of the files' names,
+    sizes and times and of what reads them. Where it cannot be written, stderr says so.
+    """
+    states = [(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
+    reader = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    what = json.dumps([list(shape), background, PIL.__version__, reader, states])
+    kept = cache_folder() / "images" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.npy"
+    reasons = kept.with_suffix(".json")
+    if kept.is_file() and reasons.is_file() and (skip_unreadable or reasons.read_bytes() == b"{}"):
+        images, unreadable = np.load(kept, mmap_mode="c", allow_pickle=False), json.loads(reasons.read_bytes())
+    else:
+        images, unreadable = _decode(folder, files, shape, background, skip_unreadable)
+        if len(files) > FEW:
+            try:
+                with whole_files(kept.parent) as aside:
+                    (aside / reasons.name).write_text(json.dumps(unreadable))
+                    np.save(aside / kept.name, images)
+            except OSError as error:
+                print(f"{error}; the images of {folder} will be read anew", file=sys.stderr)
+    if unreadable:
+        why = next(iter(unreadable.values()))
+        print(f"data.root={folder}: {len(unreadable)} unreadable images left out: {why}", file=sys.stderr)
+    readable = zip(files, torch.from_numpy(images), strict=True)
+    return {file: image for file, image in readable if str(file) not in unreadable}
+
+
+def _decode(
+    folder: Path, files: Sequence[Path], shape: Sequence[int], background: str, skip_unreadable: bool
+) -> tuple[NDArray[np.uint8], dict[str, str]]:
+    """The images (N, *shape), and why some could not be read, which are 0."""
+    images, unreadable = np.zeros((len(files), *shape), np.uint8), {}
+    bar = tqdm(files, desc=f"reading {folder}", unit=" images", disable=None, dynamic_ncols=True)
+    for image, file in zip(images, bar, strict=True):
+        try:
+            image[:] = read_image(file, shape, background)
+        except ValueError as error:
+            if not skip_unreadable:
+                raise ValueError(f"{error}; data.skip_unreadable=true goes on without such files") from error
+            unreadable[str(file)] = str(error)
+    return images, unreadable
 
 
 def opened(path: str | Path, mode: str, background: str = "black") -> Image.Image:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ebm import check
-from ebm.data import check_affine, mixed, random_affine
+from ebm.batches import check_affine, mixed, random_affine
 from ebm.energies import temperature_of
 
 Logs = dict[str, Tensor]

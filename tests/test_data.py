@@ -1,4 +1,7 @@
+import math
+import os
 import struct
+import tempfile
 from collections import Counter
 from typing import Any
 from urllib.error import URLError
@@ -11,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
+from torch import Tensor
 
+from ebm import files
+from ebm.batches import Batches
 from ebm.data import (
     TORCHVISION,
-    Batches,
     Dataset,
+    arrays,
     checked_images,
     embedded_digits,
     held_out,
@@ -25,6 +31,7 @@ from ebm.data import (
     torchvision_dataset,
 )
 from ebm.evaluation.outliers import outliers
+from ebm.files import read_image
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +150,100 @@ def test_folder_of_images(tmp_path):
         image_folder(str(tmp_path))
 
 
+def test_a_large_folder_is_decoded_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    read = []
+    monkeypatch.setattr(files, "read_image", lambda path, *how: (read.append(path), read_image(path, *how))[1])
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(files.FEW + 1):
+        Image.new("L", (3, 2), i % 256).save(folder / f"{i:04d}.bmp")
+    first = image_folder(str(folder), 2, 1)
+    assert len(read) == files.FEW + 1
+    again = image_folder(str(folder), 2, 1)
+    assert len(read) == files.FEW + 1 and torch.equal(first.train, again.train)
+    again.train.zero_()  # a copy: what is kept stays as it is
+    assert torch.equal(first.train, image_folder(str(folder), 2, 1).train)
+    image_folder(str(folder), 3, 1)  # another size
+    assert len(read) == 2 * (files.FEW + 1)
+
+    os.utime(folder / "0007.bmp", (1, 1))
+    image_folder(str(folder), 2, 1)
+    assert len(read) == 3 * (files.FEW + 1)
+    (folder / "0007.bmp").write_bytes(b"torn")
+    for _ in range(2):
+        data = image_folder(str(folder), 2, 1, skip_unreadable=True)
+        assert "1 unreadable images left out" in (said := capsys.readouterr().err) and "0007.bmp" in said
+        assert len(data.train) + len(data.validation) + len(data.test) == files.FEW
+        assert len(read) == 4 * (files.FEW + 1)
+    with pytest.raises(ValueError, match=r"0007\.bmp is not a readable image"):
+        image_folder(str(folder), 2, 1)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "0001.bmp"))  # nothing can be written there
+    assert torch.equal(image_folder(str(folder), 2, 1, skip_unreadable=True).train, data.train)
+    assert "will be read anew" in capsys.readouterr().err
+
+
+@given(
+    kind=st.sampled_from(["grey", "first", "last", "vectors"]),
+    floats=st.booleans(),
+    splits=st.sets(st.sampled_from(["test", "validation"])),
+    labelled=st.booleans(),
+)
+def test_arrays_are_the_images_that_they_hold(kind, floats, splits, labelled):
+    rng = np.random.default_rng(0)
+    shape = {"grey": (5, 4), "first": (3, 5, 4), "last": (5, 4, 3), "vectors": (7,)}[kind]
+    sizes = {"train": 20} | dict.fromkeys(splits, 6)
+    stored = {split: rng.integers(0, 256, (count, *shape), dtype=np.uint8) for split, count in sizes.items()}
+    if floats or kind == "vectors":
+        stored = {split: (x / 127.5 - 1).astype(rng.choice(["f2", "f4", "f8"])) for split, x in stored.items()}
+    labels = {f"{split}_labels": np.arange(count) % 3 for split, count in sizes.items()} if labelled else {}
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/mine.npz", **stored, **labels)
+        data = arrays(f"{folder}/mine.npz")
+    assert data.name == "mine" and (data.train_labels is not None) == labelled
+    every = {"train": data.train, "validation": data.validation, "test": data.test}
+    for split in splits:
+        x = stored[split][:, None] if kind == "grey" else stored[split]
+        x = x.transpose(0, 3, 1, 2) if kind == "last" else x
+        assert torch.equal(every[split], torch.from_numpy(x.astype(every[split].numpy().dtype)))
+        assert data.shape == x.shape[1:]
+    assert sum(map(len, every.values())) == sum(sizes.values())
+    assert len(data.test) == (6 if "test" in splits else 2)
+
+
+BAD_ARRAYS = [
+    ({"x": np.zeros((4, 2, 2), np.uint8)}, "must hold train"),
+    (
+        {"train": np.zeros((4, 2, 2), np.uint8), "images": np.zeros(3)},
+        "must hold train, and may hold test.*got train, im",
+    ),
+    ({"train": np.zeros((4, 2, 2), np.int64)}, r"train must be bytes or floats .*got int64 \(4, 2, 2\)"),
+    ({"train": np.zeros(4, np.float32)}, r"got float32 \(4,\)"),
+    ({"train": np.ones((4, 2, 2), np.float32)}, r"in \[-1, 1\], those of train are in \[0, 1\]: store 2x - 1"),
+    ({"train": np.full((4, 2, 2), np.nan, np.float32)}, r"values in \[-1, 1\]"),
+    ({"train": np.zeros((4, 2, 2), np.uint8), "train_labels": np.zeros(3, np.int64)}, r"integers >= 0, \(4,\), got"),
+    ({"train": np.zeros((4, 2, 2), np.uint8), "train_labels": np.full(4, -1)}, "integers >= 0"),
+    ({"train": np.zeros((4, 2, 2), np.uint8), "test_labels": np.zeros(3, np.int64)}, "holds test_labels and no test"),
+    ({"train": np.zeros((4, 2, 2), np.uint8), "test": np.zeros((4, 3, 2), np.uint8)}, "test is"),
+    ({"train": np.array([None] * 4)}, "holds no arrays that can be read"),
+]
+
+
+@pytest.mark.parametrize(("stored", "words"), BAD_ARRAYS, ids=range(len(BAD_ARRAYS)))
+def test_bad_arrays_are_refused(stored, words, tmp_path):
+    np.savez(tmp_path / "mine.npz", **stored)
+    with pytest.raises(ValueError, match=words):
+        arrays(str(tmp_path / "mine.npz"))
+
+
+def test_arrays_that_are_not_there(tmp_path):
+    (tmp_path / "torn.npz").write_bytes(b"PK")
+    for name, words in [("gone.npz", "must be an .npz file that is there"), ("torn.npz", "no arrays that can be read")]:
+        with pytest.raises(ValueError, match=f"data.file=.*{words}"):
+            arrays(str(tmp_path / name))
+
+
 def test_batches_are_epochs_of_distinct_images():
     x = torch.arange(70, dtype=torch.float32).div(100).view(70, 1)
     batches = Batches(x, 16, torch.Generator().manual_seed(0))
@@ -162,6 +263,31 @@ def test_batches_resume_in_mid_epoch():
     second.load_state_dict(first.state_dict())
     for _ in range(7):
         assert torch.equal(first.next()[0], second.next()[0])
+
+
+def test_images_are_mirrored_with_that_probability():
+    x = torch.rand(2000, 1, 1, 3) * 2 - 1
+
+    def one_epoch(flip: float, rank: int = 0, ranks: int = 1) -> Tensor:
+        batches = Batches(x, 100, torch.Generator().manual_seed(0), rank, ranks, flip=flip)
+        return torch.cat([batches.next()[0] for _ in range(20)])
+
+    plain, mirrored, half = (one_epoch(flip) for flip in (0, 1, 0.5))
+    assert torch.equal(plain.sort(dim=0).values, x.sort(dim=0).values)
+    assert images_of(mirrored) == images_of(x.flip(-1)) and images_of(half) < images_of(torch.cat([x, x.flip(-1)]))
+    share = len([image for image in half if image.numpy().tobytes() in images_of(x)]) / len(x)
+    assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(len(x))
+    shares = torch.stack([one_epoch(0.5, rank, 2) for rank in (0, 1)], dim=1).flatten(0, 1)
+    assert torch.equal(shares, half)  # the ranks have what one alone has
+    for bad in (-0.1, 1.5, "yes"):
+        with pytest.raises(ValueError, match=r"data\.flip must be a number in \[0, 1\]"):
+            Dataset("bad", x, x, flip=bad)
+    with pytest.raises(ValueError, match=r"data\.flip must be 0 for data of shape \(2,\)"):
+        Dataset("points", torch.zeros(9, 2), torch.zeros(9, 2), flip=0.5)
+
+
+def images_of(x: Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in x}
 
 
 def test_bad_batches_and_data():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ebm.data import mixed, noised
+from ebm.batches import mixed, noised
 from ebm.losses import KL, Classification, ContrastiveDivergence, Sum, Twins
 from ebm.optim import ExponentialDecay, PolynomialDecay, adam
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ebm import check
-from ebm.data import Batches, Dataset, Device
+from ebm.batches import Batches
+from ebm.data import Dataset, Device
 from ebm.evaluation.metrics import in_batches
 from ebm.files import cache_folder, write_whole
 

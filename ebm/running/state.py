@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ebm import check
-from ebm.data import Batches, Dataset
+from ebm.batches import Batches
+from ebm.data import Dataset
 from ebm.losses import Sum
 from ebm.running.guard import Guard
 from ebm.running.ranks import Ranks, merged

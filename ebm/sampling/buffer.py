@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebm import check
-from ebm.data import check_affine, random_affine
+from ebm.batches import check_affine, random_affine
 
 OF_CHAINS = ("chains", "ages", "labels")  # of the buffer's state: one a chain
 

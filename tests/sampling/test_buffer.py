@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from ebm.data import random_affine
+from ebm.batches import random_affine
 from ebm.sampling.buffer import ReplayBuffer
 
 
