@@ -23,10 +23,10 @@ from ebm.evaluation import figures, restoration
 from ebm.evaluation.sample_files import Samples, write_samples
 from ebm.running import checkpoint, trained
 from ebm.running.cli import one_line_errors, output_folder, pick_device
-from ebm.sampling.chains import Chains, chain_generators, chosen_chains, chosen_labels, uniform_noise
+from ebm.sampling.chains import Chains, chain_generators, chosen_chains, chosen_labels, initial_noise
 
 # Without steps=: what restored 128 held-out training digits best with the weights that ship; denoise has its own.
-STEPS = {"noise": 256, "buffer": 256, "images": 256, "inpaint": 100, "sharpen": 80, "interpolate": 60}
+STEPS = {"buffer": 256, "images": 256, "inpaint": 100, "sharpen": 80, "interpolate": 60}
 GENERATOR = 5056  # bytes of a generator, of which each chain has one
 
 
@@ -45,19 +45,19 @@ def launch(cfg: DictConfig) -> None:
     elif cfg.init == "interpolate":
         samples = interpolate(cfg, state, chains, energy)
     else:
-        samples = draw(cfg, state, chains, energy)
+        samples = draw(cfg, state, chains, energy, sampler.start)
     write_samples(out, samples, cfg.snapshots)
 
 
-def draw(cfg: DictConfig, state: dict[str, Any], chains: Chains, energy: nn.Module) -> Samples:
-    """Samples from noise, from the checkpoint's chains or from images."""
+def draw(cfg: DictConfig, state: dict[str, Any], chains: Chains, energy: nn.Module, start: str) -> Samples:
+    """Samples from noise of the law `start`, from the checkpoint's chains or from images."""
     shape, count = checkpoint.input_shape(state), cfg.num_samples
     if cfg.init == "noise":
         check.memory(f"num_samples={count}", count * (4 * math.prod(shape) * 2 + 2 * GENERATOR))
     names, source = state.get("class_names") or [], f"checkpoint={cfg.checkpoint}"
     labels = chosen_labels(energy, count, cfg.label, names, source)
     if cfg.init == "noise":
-        x = uniform_noise((count, *shape), chain_generators(cfg.seed + 1, count))
+        x = initial_noise((count, *shape), chain_generators(cfg.seed + 1, count), start)
     elif cfg.init == "images":
         x = images_of(cfg, state)
         labels = chosen_labels(energy, len(x), cfg.label, names, source)
@@ -66,7 +66,8 @@ def draw(cfg: DictConfig, state: dict[str, Any], chains: Chains, energy: nn.Modu
         one_class = None if labels is None or cfg.label == "all" else int(labels[0])
         x, held = chosen_chains(state["buffer"], count, cfg.seed, one_class)
         labels = None if labels is None else held
-    trace, steps = chains.run(energy, x, cfg.steps or STEPS[cfg.init], labels)
+    in_training = state["config"].get("train", {}).get("sample_steps", 256)  # the tutorial's weights say none
+    trace, steps = chains.run(energy, x, cfg.steps or STEPS.get(cfg.init, in_training), labels)
     return Samples(trace, steps, labels=labels, class_names=names)
 
 

@@ -35,25 +35,28 @@ from ebm.running import checkpoint, cli, maintenance, phases, resume, sweep, tel
 from ebm.running.ranks import Ranks
 from ebm.running.state import Phase, Training, check_settings, default_generator
 from ebm.sampling.buffer import ReplayBuffer
+from ebm.transport import PairedBatches
 
 
 def training_step(run: Training) -> dict[str, Tensor]:
     """One step of contrastive divergence with chains that persist (Du & Mordatch 2019, algorithm 1): scalars to log."""
-    x_data, y_data = run.batches.next()
-    chains, places, ages, labels = run.buffer.draw(run.phase.chains, run.generator)
-    x_model = run.sampler(run.energy, chains, run.generator, labels=labels if run.has_classes else None)
-    run.buffer.put(x_model, places, ages + run.sampler.steps, labels)
-    y_model = labels if run.has_classes else None
+    x_data, y_data, x_noise = run.batches.next()
+    x_model = y_model = ages = None
+    if run.phase.loss.needs_negatives:
+        chains, places, ages, labels = run.buffer.draw(run.phase.chains, run.generator)
+        y_model = labels if run.has_classes else None
+        x_model = run.sampler(run.energy, chains, run.generator, labels=y_model)
+        run.buffer.put(x_model, places, ages + run.sampler.steps, labels)
 
     x_noised = noised(x_data, run.phase.data_noise_std, run.sampler.bounds, run.generator)
-    loss, logs = run.phase.loss(run.parallel_energy, x_noised, x_model, run.generator, y_data, y_model)
+    loss, logs = run.phase.loss(run.parallel_energy, x_noised, x_model, run.generator, y_data, y_model, x_noise)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     logs["grad_norm"] = nn.utils.clip_grad_norm_(run.energy.parameters(), run.phase.grad_norm_clip)
     run.optimizer.step()
 
     run.last_batch = (x_data, x_model, y_model)
-    return logs | telemetry.fresh_scores(-logs.pop("e_model"), ages)
+    return logs if ages is None else logs | telemetry.fresh_scores(-logs.pop("e_model"), ages)
 
 
 def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | None = None) -> int:
@@ -80,7 +83,7 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     ):
         if ranks.first:
             write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-        maintain = maintenance.Maintenance(run, run_dir, intervals, tracker, bar, **maintenance_settings(config, state))
+        maintain = maintenance.Maintenance(run, run_dir, intervals, tracker, bar, **maintenance.settings(config, state))
         while True:
             due = maintain.due(signals)
             if not maintain(due):
@@ -112,14 +115,6 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     return 0 if due.done else due.stop
 
 
-def maintenance_settings(config: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
-    settings = {name: config["train"][name] for name in ("sample_steps", "eval_batch_size", "keep")}
-    settings |= {name: config[name] for name in ("seed", "judge", "cache")}
-    settings["with_frechet"] = tracking.logged_name(config["objective"]) == "val/frechet"
-    settings["pictures_left"] = bool(state and state.get("pictures_due"))
-    return settings
-
-
 def build(
     cfg: DictConfig, config: dict[str, Any], run_dir: Path, ranks: Ranks, state: dict[str, Any] | None
 ) -> Training:
@@ -141,15 +136,14 @@ def build(
     energy.to(memory_format=torch.channels_last).to(device)  # faster convolutions
     default_generator(device).manual_seed(ranks.seed(cfg.seed))
     generator = torch.Generator(device).manual_seed(ranks.seed(cfg.seed))
-    order_generator = generator if ranks.size == 1 else torch.Generator(device).manual_seed(cfg.seed)
+    batches = PairedBatches if any(phase.loss.needs_pairs for phase in all_phases) else Batches
+    order = generator if ranks.size == 1 else torch.Generator(device).manual_seed(cfg.seed)
     labels = None if classes is None else dataset.train_labels
     return Training(
         energy=energy,
         parallel_energy=ranks.wrap(energy),
         phases=all_phases,
-        batches=Batches(
-            dataset.train, cfg.train.batch_size, order_generator, ranks.rank, ranks.size, labels, dataset.flip
-        ),
+        batches=batches(dataset.train, cfg.train.batch_size, order, ranks.rank, ranks.size, labels, dataset.flip),
         guard=guard,
         dataset=dataset,
         ranks=ranks,
@@ -236,10 +230,11 @@ def build_buffer(
     cfg: DictConfig, dataset: Dataset, energy: nn.Module, generator: torch.Generator, ranks: Ranks
 ) -> ReplayBuffer:
     """This rank's replay buffer, full of fresh chains."""
-    of_data = {name: getattr(energy, name, None) for name in ("classes", "class_shares")}
+    of_data: dict[str, Any] = {name: getattr(energy, name, None) for name in ("classes", "class_shares")}
+    of_data |= {"class_means": dataset.class_means, "images": (dataset.train, dataset.train_labels)}
     sizes = {key: ranks.share(f"buffer.{key}", cfg[key]) for key in ("capacity", "initial") if ranks.size > 1}
     new_buffer = instantiate(cfg, _partial_=True)
-    return new_buffer(dataset.shape, generator, class_means=dataset.class_means, **of_data, **sizes)
+    return new_buffer(dataset.shape, generator, **of_data, **sizes)
 
 
 def train_or_resume(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], goes_on: bool) -> float:

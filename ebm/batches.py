@@ -12,11 +12,12 @@ from ebm.data import scaled
 
 
 class Batches:
-    """Endless shuffled batches: images (batch_size, *shape) in [−1, 1] and their labels (batch_size,), None where there
-    are none; a partial batch at an epoch's end is dropped. Images are mirrored with probability `flip`.
+    """Endless shuffled batches: images (batch_size, *shape) in [−1, 1], their labels (batch_size,), None where there
+    are none, and None for noise that they are paired with (`ebm.transport`). A partial batch at an epoch's end is
+    dropped; images are mirrored with probability `flip`.
 
-    Its state is the order of the epoch under way and the position in it: it goes on where it was. Rank `rank` of
-    `ranks`, whose generators are alike, has every `ranks`-th image of each batch.
+    Its state is the order of the epoch under way, the position in it and the generator's state: it goes on where it
+    was. Rank `rank` of `ranks`, whose generators are alike, has every `ranks`-th image of each batch.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Batches:
         self.order = torch.empty(0, dtype=torch.int64)
         self.position = self.steps_per_epoch  # in steps; the next one opens an epoch
 
-    def next(self) -> tuple[Tensor, Tensor | None]:
+    def next(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self.position == self.steps_per_epoch:
             self.order = torch.randperm(len(self.x), generator=self.generator, device=self.x.device)
             self.position = 0
@@ -51,10 +52,10 @@ class Batches:
         if self.flip:
             mirrored = torch.rand(self.batch_size, generator=self.generator, device=x.device)[self.mine] < self.flip
             x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
-        return x, None if self.labels is None else self.labels[chosen]
+        return x, None if self.labels is None else self.labels[chosen], None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order.clone(), "position": self.position}
+        return {"order": self.order, "position": self.position, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError where `state` is that of batches of other images."""
@@ -65,6 +66,8 @@ class Batches:
         if type(position) is not int or not 0 <= position <= self.steps_per_epoch:
             raise ValueError(f"the position in the epoch is {position} of {self.steps_per_epoch}")
         self.order, self.position = order.to(self.x.device), position
+        if "generator" in state:  # older files have it elsewhere
+            self.generator.set_state(state["generator"])
 
 
 def noised(x: Tensor, noise_std: float, bounds: tuple[float, float] | None, generator: torch.Generator) -> Tensor:

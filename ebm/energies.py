@@ -20,9 +20,20 @@ def temperature_of(energy: Any) -> float:
     return check.number("energy.temperature", float(getattr(energy, "temperature", 1.0)), 0, open_low=True)
 
 
+class Scale(nn.Module):
+    """factor · x."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
 class Network(nn.Module):
-    """What the energies below share: `outputs` f: x (B, *shape) → (B, 1), the energy, or with `classes` (B, classes),
-    which is the chain of `layers` where a class has no other.
+    """What the energies below share: `outputs`: x (B, *shape) → (B, 1), or with `classes` (B, classes), which is the
+    chain of `layers` where a class has no other. f is `output_scale` times that: without classes the energy.
 
     With classes p(x, y) ∝ exp(−E(x, y)/T): E(x, y) = −f(x)[y], E(x) = −T·log Σ_y exp(f(x)[y]/T), and p(y | x) =
     softmax(f(x)/T). With T = 1 a classifier is an energy of images and labels (Grathwohl et al. 2020, "JEM", section
@@ -32,15 +43,19 @@ class Network(nn.Module):
     layers: nn.Sequential
     class_shares: list[float] | None = None  # p(y) of the data, which the labels of samples follow; None: all alike
 
-    def __init__(self, shape: tuple[int, ...], classes: int | None, temperature: float) -> None:
+    def __init__(self, shape: tuple[int, ...], classes: int | None, temperature: float, output_scale: float) -> None:
         super().__init__()
         self.shape = shape
+        self.output_scale = check.number("energy.output_scale", output_scale, 0, open_low=True)
         self.temperature = check.number("energy.temperature", temperature, 0, open_low=True)
         self.classes: int | None = check.optional("energy.classes", classes, 2, integer=True)
 
     def chain(self) -> nn.Module | None:
         """f as a chain of layers where it is one: what the sampler can compile."""
-        return self.layers
+        return self.scaled(self.layers)
+
+    def scaled(self, layers: nn.Sequential) -> nn.Sequential:
+        return layers if self.output_scale == 1 else nn.Sequential(*layers, Scale(self.output_scale))
 
     def outputs(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -49,7 +64,7 @@ class Network(nn.Module):
         """E(x) (B,), or E(x, y) for the `labels` y in [0, classes): (B,), or (B, L) for L labels of each image."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"the energy takes a batch of {self.shape}, got {tuple(x.shape)}")
-        outputs = self.outputs(x)
+        outputs = self.output_scale * self.outputs(x)
         if labels is None:
             T = self.temperature
             return outputs.squeeze(-1) if self.classes is None else -T * (outputs / T).logsumexp(dim=1)
@@ -81,9 +96,14 @@ class ConvEnergy(Network):
     """
 
     def __init__(
-        self, shape: Sequence[int] = (1, 28, 28), hidden: int = 32, classes: int | None = None, temperature: float = 1.0
+        self,
+        shape: Sequence[int] = (1, 28, 28),
+        hidden: int = 32,
+        classes: int | None = None,
+        temperature: float = 1.0,
+        output_scale: float = 1.0,
     ) -> None:
-        super().__init__(check.image_shape("energy.shape", shape), classes, temperature)
+        super().__init__(check.image_shape("energy.shape", shape), classes, temperature, output_scale)
         h = check.number("energy.hidden", hidden, 2, integer=True)
         channels, height, width = self.shape
         sizes = [channels, h // 2, h, 2 * h, 2 * h]
@@ -138,8 +158,9 @@ class ResNetEnergy(Network):
         classes: int | None = None,
         temperature: float = 1.0,
         stem: int = 8,
+        output_scale: float = 1.0,
     ) -> None:
-        super().__init__(check.image_shape("energy.shape", shape), classes, temperature)
+        super().__init__(check.image_shape("energy.shape", shape), classes, temperature, output_scale)
         check.number("energy.width", width, 1, integer=True)
         check.number("energy.blocks", blocks, 0, integer=True)
         check.number("energy.stem", stem, 0, integer=True)
@@ -168,7 +189,7 @@ class ResNetEnergy(Network):
         return nn.Sequential(*layers, nn.Linear(before, self.classes or 1))
 
     def chain(self) -> nn.Module | None:
-        return self.networks[0] if len(self.networks) == 1 else None
+        return self.scaled(self.networks[0]) if len(self.networks) == 1 else None  # type: ignore[arg-type]
 
     def outputs(self, x: Tensor) -> Tensor:
         outputs = []
@@ -188,9 +209,10 @@ class MLPEnergy(Network):
         depth: int = 3,
         classes: int | None = None,
         temperature: float = 1.0,
+        output_scale: float = 1.0,
     ) -> None:
         dims = tuple(check.number("energy.shape", size, 1, integer=True) for size in shape)
-        super().__init__(dims, classes, temperature)
+        super().__init__(dims, classes, temperature, output_scale)
         check.number("energy.hidden", hidden, 1, integer=True)
         check.number("energy.depth", depth, 1, integer=True)
         sizes = [math.prod(self.shape)] + [hidden] * depth

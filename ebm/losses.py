@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,52 +19,73 @@ Logs = dict[str, Tensor]
 
 @dataclass
 class Batch:
-    """Data x⁺ and negatives x⁻, (B, *shape) each, labels y (B,) or None, and what one forward pass says of them.
+    """Data x⁺ and negatives x⁻, (B, *shape) each, what an energy says of them, and of data alone where there are none.
 
-    energy          the module, for terms that need more of it
-    e_data, e_model E (B,); with labels E(x, y)
-    logits          −E(x⁺, y)/T (B, classes) for all y, with labels
+    parallel      the energy as it is called once a step or more, so that its gradients are averaged over all ranks
+    y_data, …     labels (B,) or None
+    x_noise       (B, *shape), that the data are paired with, or None
     """
 
-    energy: Any
+    parallel: Callable[..., Tensor]
     x_data: Tensor
-    x_model: Tensor
-    y_data: Tensor | None
-    y_model: Tensor | None
-    e_data: Tensor
-    e_model: Tensor
-    logits: Tensor | None
+    x_model: Tensor | None = None
+    y_data: Tensor | None = None
+    y_model: Tensor | None = None
+    x_noise: Tensor | None = None
+
+    @property
+    def energy(self) -> Any:
+        """The module, for terms that need more of it."""
+        return getattr(self.parallel, "module", self.parallel)
 
     @property
     def temperature(self) -> float:
         return temperature_of(self.energy)
 
-    @classmethod
-    def of(
-        cls,
-        energy: Callable[..., Tensor],
-        x_data: Tensor,
-        x_model: Tensor,
-        y_data: Tensor | None = None,
-        y_model: Tensor | None = None,
-    ) -> "Batch":
-        """Data and negatives go through the energy together: batch statistics, were there any, could not tell them."""
-        x = torch.cat([x_data, x_model])
-        module: Any = getattr(energy, "module", energy)  # DistributedDataParallel is called once a step
-        logits = None
-        if y_data is None or y_model is None:
-            energies = energy(x)
+    @property
+    def negatives(self) -> Tensor:
+        """x⁻. Raises ValueError where there are none."""
+        if self.x_model is None:
+            raise ValueError("a term of the loss takes negatives: its needs_negatives must be true")
+        return self.x_model
+
+    @cached_property
+    def forward(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """E of the data and of the negatives, (B,) each, with labels E(x, y); then also −E(x⁺, y)/T (B, classes) for
+        all y. They go through the energy together: batch statistics, were there any, could not tell them."""
+        x = self.x_data if self.x_model is None else torch.cat([self.x_data, self.x_model])
+        labels, count = [y for y in (self.y_data, self.y_model) if y is not None], len(self.x_data)
+        if getattr(self.energy, "classes", None) is None or sum(map(len, labels)) < len(x):
+            energies, logits = self.parallel(x), None
         else:
-            labels = torch.arange(module.classes, device=x.device)
-            of_all_labels = energy(x, labels.expand(len(x), -1))  # E(x, y) for all y
-            energies = of_all_labels.gather(1, torch.cat([y_data, y_model]).unsqueeze(1)).squeeze(1)
-            logits = -of_all_labels[: len(x_data)] / temperature_of(module)
-        e_data, e_model = energies[: len(x_data)], energies[len(x_data) :]
-        return cls(module, x_data, x_model, y_data, y_model, e_data, e_model, logits)
+            every = torch.arange(self.energy.classes, device=x.device)
+            of_all_labels = self.parallel(x, every.expand(len(x), -1))  # E(x, y) for all y
+            energies = of_all_labels.gather(1, torch.cat(labels).unsqueeze(1)).squeeze(1)
+            logits = -of_all_labels[:count] / self.temperature
+        return energies[:count], energies[count:], logits
+
+    @property
+    def e_data(self) -> Tensor:
+        return self.forward[0]
+
+    @property
+    def e_model(self) -> Tensor:
+        return self.forward[1]
+
+    @property
+    def logits(self) -> Tensor | None:
+        return self.forward[2]
 
 
 class Loss(ABC):
-    """A term of the loss, or their sum."""
+    """A term of the loss, or their sum.
+
+    needs_negatives  whether it takes chains of the model; where no term does, none are run
+    needs_pairs      whether it takes data in pairs with noise
+    """
+
+    needs_negatives = False
+    needs_pairs = False
 
     def check(self, shape: Sequence[int], classes: int | None) -> None:  # noqa: B027 — most take any
         """ValueError where it has no meaning for data of this shape or an energy with these classes."""
@@ -76,37 +98,49 @@ class Loss(ABC):
         self,
         energy: Callable[..., Tensor],
         x_data: Tensor,
-        x_model: Tensor,
+        x_model: Tensor | None,
         generator: torch.Generator,
         y_data: Tensor | None = None,
         y_model: Tensor | None = None,
+        x_noise: Tensor | None = None,
     ) -> tuple[Tensor, Logs]:
-        """(loss, logs) of data and negatives (B, *shape), with labels y (B,) or without.
+        """(loss, logs) of data and negatives (B, *shape), with labels y (B,) or without; see `Batch`.
 
-        The logs are detached scalars: `loss`, the mean scores −E, `score_real` and `score_fake`, their difference
-        `cd`, what the terms say; and `e_model` (B,), E of the negatives.
+        The logs are detached scalars: `loss`, what the terms say, where the data went through the energy their mean
+        score −E, `score_real`, and with negatives theirs, `score_fake`, the difference `cd`; and `e_model` (B,), E of
+        the negatives.
         """
-        batch = Batch.of(energy, x_data, x_model, y_data, y_model)
+        batch = Batch(energy, x_data, x_model, y_data, y_model, x_noise)
         loss, logs = self.of(batch, generator)
-        mean_data, mean_model = batch.e_data.mean(), batch.e_model.mean()
-        logs |= {"loss": loss, "cd": mean_data - mean_model, "score_real": -mean_data, "score_fake": -mean_model}
-        return loss, {name: value.detach() for name, value in (logs | {"e_model": batch.e_model}).items()}
+        logs |= {"loss": loss}
+        if "forward" in vars(batch):
+            logs["score_real"] = -batch.e_data.mean()
+            if batch.x_model is not None:
+                score_fake = -batch.e_model.mean()
+                logs |= {"cd": score_fake - logs["score_real"], "score_fake": score_fake, "e_model": batch.e_model}
+        return loss, {name: value.detach() for name, value in logs.items()}
 
 
 class Sum(Loss):
-    """The sum of `terms`, each of which weighs itself and is logged under its name. Raises ValueError for none."""
+    """The sum of `terms`, each of which weighs itself and is logged under its name; one that is None is left out.
+    Raises ValueError for none, and for what is no term."""
 
-    def __init__(self, terms: Mapping[str, Loss]) -> None:
-        if not terms:
-            raise ValueError("loss must be a list of terms, as [contrastive_divergence], got none")
-        self.terms = dict(terms)
+    def __init__(self, terms: Mapping[str, Loss | None]) -> None:
+        self.terms = {name: term for name, term in terms.items() if term is not None}
+        check.that(self.terms, "loss must be a list of terms, as [contrastive_divergence], got none")
+        for name, term in self.terms.items():
+            if not isinstance(term, Loss):
+                chosen = "which is not in the list of terms: add it there, or leave it out"
+                raise ValueError(f"loss.{name} has the settings {term}, {chosen}: loss.{name}=null")
+        self.needs_negatives = any(term.needs_negatives for term in self.terms.values())
+        self.needs_pairs = any(term.needs_pairs for term in self.terms.values())
 
     def check(self, shape: Sequence[int], classes: int | None) -> None:
         for term in self.terms.values():
             term.check(shape, classes)
 
     def of(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        loss = torch.zeros((), device=batch.e_data.device)
+        loss = torch.zeros((), device=batch.x_data.device)
         logs: Logs = {}
         for name, term in self.terms.items():
             value, numbers = term.of(batch, generator)
@@ -116,20 +150,65 @@ class Sum(Loss):
 
 
 class ContrastiveDivergence(Loss):
-    """mean E(x⁺) − mean E(x⁻) + α·mean(E(x⁺)² + E(x⁻)²).
+    """weight · max(mean E(x⁺) − mean E(x⁻), −floor) + α·mean(E(x⁺)² + E(x⁻)²).
 
-    The first two terms' gradient is that of the negative log-likelihood when the negatives follow the model
-    (Hinton 2002); the third, `alpha` ≥ 0, keeps the energies' magnitude small (Du & Mordatch 2019, section 3.3).
-    Logs the third, `energy_l2`; the first two are `cd`, which every loss logs.
+    The difference's gradient is that of the negative log-likelihood, times T, when the negatives follow the model
+    (Hinton 2002); the second term, `alpha` ≥ 0, keeps the energies' magnitude small (Du & Mordatch 2019, section 3.3).
+
+    trim   share of the negatives, those of the highest energies, that are left out of the difference, in [0, 1): chains
+           that have not arrived
+    floor  below which the difference teaches nothing, >= 0, in the energy's unit; None: it always does
+
+    The last two are those of Balcerak et al. 2025 ("Energy Matching", algorithm 2). Logs the second term, `energy_l2`;
+    every loss logs the plain difference, `cd`.
     """
 
-    def __init__(self, alpha: float = 0.1) -> None:
-        self.alpha = check.number("loss.contrastive_divergence.alpha", alpha, 0)
+    needs_negatives = True
+
+    def __init__(self, alpha: float = 0.1, weight: float = 1.0, trim: float = 0.0, floor: float | None = None) -> None:
+        key = "loss.contrastive_divergence"
+        self.alpha = check.number(f"{key}.alpha", alpha, 0)
+        self.weight = check.number(f"{key}.weight", weight, 0)
+        self.trim = check.number(f"{key}.trim", trim, 0, 0.99)
+        self.floor = check.optional(f"{key}.floor", floor, 0)
 
     def of(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        cd = batch.e_data.mean() - batch.e_model.mean()
-        energy_l2 = self.alpha * (batch.e_data.square().mean() + batch.e_model.square().mean())
-        return cd + energy_l2, {"energy_l2": energy_l2}
+        e_data, e_model = batch.e_data, batch.e_model
+        kept = e_model
+        if self.trim:
+            kept = e_model.sort().values[: max(1, len(e_model) - int(self.trim * len(e_model)))]
+        cd = e_data.mean() - kept.mean()
+        if self.floor is not None:
+            cd = cd.clamp(min=-self.floor)
+        energy_l2 = self.alpha * (e_data.square().mean() + e_model.square().mean())
+        return self.weight * cd + energy_l2, {"energy_l2": energy_l2}
+
+
+class EnergyMatching(Loss):
+    """weight · mean ‖−∇E(x_t) − (x₁ − x₀)‖²/D, x_t = (1 − t)·x₀ + t·x₁, t ~ U(0, until): the energy's slope carries
+    noise x₀ ~ N(0, I) to the data x₁ in one unit of time (Balcerak et al. 2025, "Energy Matching", section 3.1).
+
+    Pairs are those of `ebm.transport`; D is the number of an image's components. An energy with classes is that of x
+    alone. It is to be steep, |x₁ − x₀| a unit of x: `energy.output_scale` is for that. There are no chains in it.
+    `until` in (0, 1]: less leaves the surroundings of the data to other terms.
+    """
+
+    needs_pairs = True
+
+    def __init__(self, weight: float = 1.0, until: float = 1.0) -> None:
+        self.weight = check.number("loss.energy_matching.weight", weight, 0)
+        self.until = check.number("loss.energy_matching.until", until, 0, 1, open_low=True)
+
+    def of(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
+        if batch.x_noise is None:
+            raise ValueError("loss.energy_matching takes data in pairs with noise (ebm.transport)")
+        x0, x1 = batch.x_noise, batch.x_data
+        t = self.until * torch.rand(len(x1), *[1] * (x1.dim() - 1), generator=generator, device=x1.device)
+        x = ((1 - t) * x0 + t * x1).requires_grad_(True)
+        energies = batch.parallel(x)
+        (gradient,) = torch.autograd.grad(energies.sum(), x, create_graph=True)
+        # No slope depends on what is added to an energy: the last sum gives that weight a gradient, 0, for other ranks
+        return self.weight * (gradient + x1 - x0).square().mean() + 0 * energies.sum(), {}
 
 
 class Classification(Loss):
@@ -163,6 +242,8 @@ class KL(Loss):
     Under torchrun the other negatives are those of the rank.
     """
 
+    needs_negatives = True
+
     def __init__(
         self,
         weight: float = 0.3,
@@ -180,7 +261,7 @@ class KL(Loss):
 
     def of(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
         energy, labels = batch.energy, () if batch.y_model is None else (batch.y_model,)
-        others, x = batch.x_model, batch.x_model.clone().requires_grad_(True)
+        others, x = batch.negatives, batch.negatives.clone().requires_grad_(True)
         for _ in range(self.steps):
             (gradient,) = torch.autograd.grad(energy(x, *labels).sum(), x, create_graph=True)
             x = (x - self.step_size * gradient.clamp(-self.grad_clamp, self.grad_clamp)).clamp(*self.bounds)

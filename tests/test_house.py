@@ -121,7 +121,7 @@ def test_a_default_is_the_same_from_the_command_line_and_from_python(group, opti
     parameters = inspect.signature(get_object(cfg._target_)).parameters
     settings = {key: cfg[key] for key in cfg if key not in ("_target_", "augment", "name", "root", "file")}
     given = {name for name, parameter in parameters.items() if parameter.default is not inspect.Parameter.empty}
-    left_out = {"shape", "class_means", "class_shares", "classes", "augment"}
+    left_out = {"shape", "images", "class_means", "class_shares", "classes", "augment"}
     left_out |= {"image_size", "split"} if option in ("mnist", "fashion_mnist", "cifar10") else set()
     assert given - set(settings) <= left_out
     for key, value in settings.items():

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
 from ebm.batches import mixed, noised
-from ebm.losses import KL, Classification, ContrastiveDivergence, Sum, Twins
+from ebm.energies import MLPEnergy
+from ebm.losses import KL, Classification, ContrastiveDivergence, EnergyMatching, Sum, Twins
 from ebm.optim import ExponentialDecay, PolynomialDecay, adam
 
 
@@ -14,6 +16,99 @@ def test_against_a_computation_by_hand():
     assert logs.pop("e_model").tolist() == [-1.0, 0.0]
     want = {"loss": 3.05, "cd": 2.5, "energy_l2": 0.55, "score_real": -2.0, "score_fake": 0.5}
     assert {name: value.item() for name, value in logs.items()} == pytest.approx(want)
+
+
+def test_the_difference_without_the_highest_negatives_and_with_a_floor():
+    """E(x) = x: data 0, negatives 1 to 10, of which the lowest eight have the mean 4.5."""
+    x_data, x_model = torch.zeros(2, 1), torch.arange(10.0, 0, -1).unsqueeze(1).requires_grad_(True)
+
+    def loss_of(**settings) -> tuple[float, list[float]]:
+        loss = ContrastiveDivergence(0.0, **settings)
+        value, logs = loss(lambda x: x.squeeze(1), x_data, x_model, torch.Generator())
+        assert logs["cd"].item() == pytest.approx(-5.5)
+        return value.item(), torch.autograd.grad(value, x_model)[0].flatten().tolist()
+
+    assert loss_of(weight=3) == (pytest.approx(-16.5), pytest.approx([-0.3] * 10))
+    assert loss_of(trim=0.2) == (pytest.approx(-4.5), pytest.approx([0, 0] + [-0.125] * 8))
+    assert loss_of(trim=0.2, weight=2, floor=5) == (pytest.approx(-9), pytest.approx([0, 0] + [-0.25] * 8))
+    assert loss_of(floor=5, weight=2) == (pytest.approx(-10), [0] * 10)  # it teaches nothing any more
+
+
+def paired(count: int, std: float, mean: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise (count, 2) and data N(mean, std²), by the optimal map between the two laws."""
+    x0 = torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return x0, mean + std * x0
+
+
+class Quadratic(nn.Module):
+    """E(x) = a·‖x‖²/2 + b·Σx."""
+
+    def __init__(self, a: float, b: float) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (a, b))
+
+    def forward(self, x):
+        return (self.a * x.square() / 2 + self.b * x).sum(dim=1)
+
+
+def matched(energy: nn.Module, x0: torch.Tensor, x1: torch.Tensor, **settings: float):
+    generator = torch.Generator().manual_seed(1)
+    loss, logs = EnergyMatching(**settings)(energy, x1, None, generator, x_noise=x0)
+    assert set(logs) == {"loss"}  # neither negatives nor a pass of the data
+    return loss
+
+
+def test_energy_matching_against_a_computation_by_hand():
+    x0, x1 = paired(50, 0.3, 0.5)
+    energy = Quadratic(2.0, -1.0)
+    t = 0.7 * torch.rand(50, 1, generator=torch.Generator().manual_seed(1))
+    slope = 2 * ((1 - t) * x0 + t * x1) - 1
+    want = 3 * ((-slope - (x1 - x0)) ** 2).sum(dim=1).mean() / 2
+    torch.testing.assert_close(matched(energy, x0, x1, weight=3, until=0.7), want)
+
+
+@pytest.mark.parametrize(("std", "mean"), [(0.3, 0.5), (1.0, -2.0), (2.0, 0.0)])
+def test_energy_matching_of_a_gaussian_ends_at_the_quadratic_energy(std, mean):
+    """The pairs of N(0, 1) and N(m, s²) are x₁ = m + s·x₀, so that x_t = t·m + r·x₀, r = 1 − t + t·s, and the best
+    energy a·x²/2 + b·x has −a·x − b, the regression of x₁ − x₀ = m + (s − 1)·x₀ on x_t: with means over t, too,
+
+        −a = cov(x₁ − x₀, x_t)/var x_t = (s − 1)·(1 + s)/2 / ((1 + s + s²)/3 + m²/12),   −b = m + a·m/2.
+    """
+    x0, x1 = paired(200_000, std, mean)
+    energy = Quadratic(0.0, 0.0)
+    optimizer = torch.optim.LBFGS(energy.parameters(), max_iter=50)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = matched(energy, x0, x1)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    a = -(std - 1) * (1 + std) / 2 / ((1 + std + std**2) / 3 + mean**2 / 12)
+    assert energy.a.item() == pytest.approx(a, abs=0.01)
+    assert energy.b.item() == pytest.approx(-(mean + a * mean / 2), abs=0.01)
+
+
+def test_every_weight_has_a_gradient_of_energy_matching():
+    """Also what is added to every energy: torchrun waits for all."""
+    energy, (x0, x1) = MLPEnergy((2,), 8), paired(16, 0.3, 0.5)
+    matched(energy, x0.float(), x1.float()).backward()
+    assert all(parameter.grad is not None for parameter in energy.parameters())
+    assert energy.layers[-1].bias.grad.item() == 0
+
+
+def test_what_a_loss_takes():
+    matching, cd, twins = EnergyMatching(), ContrastiveDivergence(), Twins()
+    for terms, negatives, pairs in [([cd, twins], True, False), ([twins], False, False), ([matching, cd], True, True)]:
+        loss = Sum(dict(zip("ab", terms, strict=False)))
+        assert (loss.needs_negatives, loss.needs_pairs) == (negatives, pairs)
+    x = torch.zeros(4, 2)
+    with pytest.raises(ValueError, match="in pairs with noise"):
+        matching(lambda x: x.sum(dim=1), x, None, torch.Generator())
+    with pytest.raises(ValueError, match=r"loss\.kl has the settings .*loss\.kl=null"):
+        Sum({"a": cd, "kl": {"steps": 2}})
+    assert set(Sum({"a": cd, "kl": None}).terms) == {"a"}
 
 
 def test_data_and_negatives_go_through_the_energy_together():
@@ -146,6 +241,11 @@ def test_schedules():
     [
         (lambda: Sum({}), "loss"),
         (lambda: ContrastiveDivergence(alpha=-1), "loss.contrastive_divergence.alpha"),
+        (lambda: ContrastiveDivergence(weight=-1), "loss.contrastive_divergence.weight"),
+        (lambda: ContrastiveDivergence(trim=1), "loss.contrastive_divergence.trim"),
+        (lambda: ContrastiveDivergence(floor=-1), "loss.contrastive_divergence.floor"),
+        (lambda: EnergyMatching(until=0), "loss.energy_matching.until"),
+        (lambda: EnergyMatching(-1), "loss.energy_matching.weight"),
         (lambda: Classification(-1), "loss.classification.weight"),
         (lambda: KL(steps=0), "loss.kl.steps"),
         (lambda: Twins(weight=-1), "loss.twins.weight"),

@@ -18,7 +18,7 @@ import ebm
 from ebm.data import Dataset
 from ebm.energies import temperature_of
 from ebm.evaluation import features, metrics, report
-from ebm.sampling.chains import Chains, chain_generators, uniform_noise
+from ebm.sampling.chains import Chains, chain_generators
 from ebm.sampling.sgld import SGLD
 
 # Settings that no number depends on, or that the protocol has in another form.
@@ -111,7 +111,7 @@ class Evaluation:
 
     def noise(self, count: int) -> Tensor:
         """Where chains start: the first ones are the same whatever the count."""
-        return uniform_noise((count, *self.dataset.shape), chain_generators(self.seed + 1, count))
+        return self.sampler.initial((count, *self.dataset.shape), chain_generators(self.seed + 1, count))
 
     def progress(
         self, part: str, what: Iterable[Any] | None = None, total: int | None = None, unit: str = "steps"
@@ -125,10 +125,12 @@ class Evaluation:
     def sampled(
         self, x: Tensor, labels: Tensor | None, steps: int, progress: Callable[[int], Any] | None = None
     ) -> Tensor:
-        """Chains `x` after `steps` steps, of these labels or none, on the CPU. `progress` as in SGLD."""
+        """Chains `x` after `steps` steps, of these labels or none, on the CPU, images as pictures have them: in
+        [−1, 1]. `progress` as in SGLD."""
         trace = partial(self.sampler.trace, progress=progress)
         chains = Chains(trace, self.seed, self.batch_size, frames=1, device=self.device)
-        return chains.run(self.energies[0], x, steps, labels)[0][-1]
+        samples = chains.run(self.energies[0], x, steps, labels)[0][-1]
+        return samples.clamp(-1, 1) if samples.dim() == 4 else samples
 
     @cached_property
     def classifier(self) -> tuple[features.Classifier, dict[str, Any]]:

@@ -132,7 +132,7 @@ def train_classifier(
     optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total, cycle_momentum=False)
     for _ in range(total):
-        x, labels = batches.next()
+        x, labels, _ = batches.next()
         loss = nn.functional.cross_entropy(net(moved(x, shift, flip, generator)), labels)  # type: ignore[arg-type]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

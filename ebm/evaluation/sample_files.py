@@ -42,6 +42,8 @@ def write_samples(out: Path, made: Samples, snapshots: int = 8) -> None:
     if not bool(torch.isfinite(samples).all()):
         way_out = "lower sampler.step_size, or set sampler.grad_clamp and bounds"
         raise ValueError(f"samples are not finite: the steps diverge; {way_out}")
+    if samples.dim() == 4:  # as pictures have them; chains without bounds may end beyond
+        samples = samples.clamp(-1, 1)
     arrays = {"samples": samples.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
     shown = samples
     row_names: list[str] = []

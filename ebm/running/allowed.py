@@ -14,7 +14,7 @@ from torch import nn
 from ebm import densities
 from ebm.data import arrays, image_folder, mnist5k, torchvision_dataset
 from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy
-from ebm.losses import KL, Classification, ContrastiveDivergence, Twins
+from ebm.losses import KL, Classification, ContrastiveDivergence, EnergyMatching, Twins
 from ebm.optim import ExponentialDecay, PolynomialDecay, adam
 from ebm.running import phases
 from ebm.running.guard import Guard
@@ -41,6 +41,7 @@ SHIPPED: dict[str, dict[str, Part]] = {
     "loss": {  # each of its terms
         "ebm.losses.ContrastiveDivergence": ContrastiveDivergence,
         "ebm.losses.Classification": Classification,
+        "ebm.losses.EnergyMatching": EnergyMatching,
         "ebm.losses.KL": KL,
         "ebm.losses.Twins": Twins,
     },

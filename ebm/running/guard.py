@@ -110,7 +110,7 @@ class Guard:
 
     def _values(self, numbers: Mapping[str, float]) -> dict[str, float]:
         values = {}
-        if "train/score_real" in numbers:
+        if "train/score_fake" in numbers:
             real, fake = numbers["train/score_real"], numbers["train/score_fake"]
             gap = abs(real - fake)
             self.gaps = [*self.gaps[-9:], gap]

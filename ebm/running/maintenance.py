@@ -18,7 +18,7 @@ from ebm.running.cli import Signals
 from ebm.running.ranks import Ranks
 from ebm.running.resume import roll_back
 from ebm.running.state import Loop, Training
-from ebm.running.tracking import Tracker
+from ebm.running.tracking import Tracker, logged_name
 from ebm.sampling.chains import uniform_noise
 
 
@@ -103,6 +103,15 @@ def what_is_due(
     )
 
 
+def settings(config: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
+    """What `Maintenance` takes of the run's configuration, and of the checkpoint that it goes on from."""
+    found = {name: config["train"][name] for name in ("sample_steps", "eval_batch_size", "keep")}
+    found |= {name: config[name] for name in ("seed", "judge", "cache")}
+    found["with_frechet"] = logged_name(config["objective"]) == "val/frechet"
+    found["pictures_left"] = bool(state and state.get("pictures_due"))
+    return found
+
+
 @dataclass
 class Maintenance:
     """Reads logs back, watches them, validates, saves and draws, when it is due."""
@@ -173,22 +182,25 @@ class Maintenance:
         """Log the means since the last read-back; what the guard says of them."""
         training, loop = self.training, self.training.loop
         assert training.last_batch is not None  # a step has been made
-        chains = telemetry.chain_statistics(training.sampler, training.energy, training.buffer, *training.last_batch)
+        x_data, x_model, y_model = training.last_batch
+        chains: dict[str, Tensor] = {}
+        if x_model is not None:
+            of_chains = (training.sampler, training.energy, training.buffer, x_data, x_model, y_model)
+            chains = telemetry.chain_statistics(*of_chains)
         numbers = means_since_last(loop, chains, training.ranks)
         steps_per_s = (loop.step - loop.steps_logged) / (loop.seconds - loop.seconds_logged)
         numbers["train/lr"] = training.optimizer.param_groups[0]["lr"]
         numbers["train/images_per_s"] = steps_per_s * training.batches.batch_size
-        numbers["train/sgld_steps_per_s"] = steps_per_s * training.sampler.steps
+        numbers["train/sgld_steps_per_s"] = steps_per_s * (training.sampler.steps if chains else 0)
         trouble = training.guard.check(loop.step - loop.phase_began, numbers)
         numbers["train/phase"] = loop.phase
         if trouble is None or not trouble.startswith("not_finite"):
             for kind in ("train/", "chain/"):
                 of_kind = {name: value for name, value in numbers.items() if name.startswith(kind)}
                 self.tracker.log(loop.step, due.epoch, of_kind)
-            self.bar.set_postfix_str(
-                f"loss {numbers['train/loss']:.4f}, score gap {-numbers['train/cd']:+.4f}, "
-                f"{numbers['train/images_per_s']:.0f} images/s"
-            )
+            gap = f"score gap {-numbers['train/cd']:+.4f}, " if chains else ""
+            rate = f"{numbers['train/images_per_s']:.0f} images/s"
+            self.bar.set_postfix_str(f"loss {numbers['train/loss']:.4f}, {gap}{rate}")
         if loop.step % self.intervals.log_every == 0:  # the last, odd interval goes on if the run is made longer
             loop.start_interval()
         return trouble
@@ -254,7 +266,7 @@ def means_since_last(loop: Loop, chains: Mapping[str, Tensor], ranks: Ranks) -> 
     means |= {f"chain/{name}": value for name, value in chains.items()}
     values = ranks.mean(torch.stack([value.float() for value in means.values()])).tolist()
     numbers = dict(zip(means, values, strict=True))
-    fresh, old, score, reached = (numbers.pop(f"train/{name}") for name in telemetry.OF_FRESH)  # a step
+    fresh, old, score, reached = (numbers.pop(f"train/{name}", 0.0) for name in telemetry.OF_FRESH)  # a step
     if fresh > 0 and old > 0:
         numbers["chain/score_fresh"] = score / fresh
         numbers["chain/fresh_reached"] = reached / fresh

@@ -10,7 +10,7 @@ from ebm.energies import labels_in_proportion
 from ebm.evaluation import features, figures, metrics
 from ebm.files import whole_files
 from ebm.running.state import Training
-from ebm.sampling.chains import Chains, chain_generators, uniform_noise
+from ebm.sampling.chains import Chains, chain_generators
 
 
 def validation_scores(
@@ -35,31 +35,34 @@ def draw_samples(
     energy, sampler, buffer = training.energy, training.sampler, training.buffer
     real, device = training.dataset.validation, training.device
     generator = torch.Generator(device).manual_seed(seed)  # the same start each time, to compare over training
-    noise = uniform_noise((8, *buffer.chains.shape[1:]), generator)
+    noise = sampler.initial((8, *real.shape[1:]), generator)
     every = max(steps // 256, 1)
     labels = labels_in_proportion(energy, 8, device)
     short = sampler(energy, noise, generator.clone_state(), labels=labels)
     trace = sampler.trace(energy, noise, generator, every=every, steps=steps, labels=labels)
     chosen = torch.randperm(buffer.size, generator=generator, device=device)
-    scores = {
-        "buffer": metrics.scores(energy, buffer.chains[chosen[:512]], device=device),
-        "real": metrics.scores(energy, real[:512], device=device),
-    }
+    held = buffer.chains[chosen] if training.phase.loss.needs_negatives else None  # else they are at rest
+    scores = {"real": metrics.scores(energy, real[:512], device=device)}
+    if held is not None:
+        scores = {"buffer": metrics.scores(energy, held[:512], device=device)} | scores
     is_image = real.dim() == 4
-    keys = ["samples/generation", "samples/buffer"] if is_image else ["samples/points"]
-    names = {key: f"{key}_{training.loop.step:06d}.png" for key in [*keys, "chain/state"]}
+    keys = ["samples/generation", "samples/buffer", "chain/state"] if is_image else ["samples/points", "chain/state"]
+    keys = [key for key in keys if held is not None or key in ("samples/generation", "samples/points")]
+    names = {key: f"{key}_{training.loop.step:06d}.png" for key in keys}
     with whole_files(folder) as aside:
         for name in names.values():
             (aside / name).parent.mkdir(exist_ok=True)
         if is_image:
             shown = sorted({-(-i * (len(trace) - 1) // 8) for i in range(1, 9)})
             figures.strips(aside / names["samples/generation"], trace[shown], [min(every * i, steps) for i in shown])
-            figures.grid(aside / names["samples/buffer"], buffer.chains[chosen[:32]])
         else:  # vectors: their first two components
-            points = sampler(energy, uniform_noise((2048, *real.shape[1:]), generator), generator, steps)
-            held = buffer.chains[: buffer.size][-2048:]
-            figures.points(aside / names["samples/points"], {"samples": points[:, :2], "buffer": held[:, :2]})
-        figures.chain_state(aside / names["chain/state"], scores, buffer.ages[: buffer.size].cpu().numpy())
+            points = sampler(energy, sampler.initial((2048, *real.shape[1:]), generator), generator, steps)
+            panels = {"samples": points[:, :2], "buffer": buffer.chains[: buffer.size][-2048:, :2]}
+            figures.points(aside / names["samples/points"], panels if held is not None else {"samples": points[:, :2]})
+        if is_image and held is not None:
+            figures.grid(aside / names["samples/buffer"], held[:32])
+        if held is not None:
+            figures.chain_state(aside / names["chain/state"], scores, buffer.ages[: buffer.size].cpu().numpy())
     files = {key: folder / name for key, name in names.items()}
     return files, chain_numbers(energy, trace, short), scores
 
@@ -90,9 +93,9 @@ def frechet(
     judge; evaluate.py's frechet/JUDGE-n256/STEPS is that to the test images."""
     dataset, device = training.dataset, training.device
     count = min(256, len(dataset.validation))
-    start = uniform_noise((count, *dataset.shape), chain_generators(seed + 1, count))
+    start = training.sampler.initial((count, *dataset.shape), chain_generators(seed + 1, count))
     chains = Chains(training.sampler.trace, seed, batch_size, frames=1, device=device)
     trace, _ = chains.run(training.energy, start, steps, labels_in_proportion(training.energy, count))
     classifier, _ = features.judge(dataset, judge, cache, device)
     real = features.features_of(classifier, dataset.validation, device=device)
-    return metrics.frechet(real, features.features_of(classifier, trace[-1], device=device))
+    return metrics.frechet(real, features.features_of(classifier, trace[-1].clamp(-1, 1), device=device))

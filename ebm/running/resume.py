@@ -107,7 +107,8 @@ def load_state(training: Training, state: dict[str, Any], source: Path, with_gua
         for name, part in training.parts().items():
             if name != "guard" or with_guard:
                 part.load_state_dict(state[name])
-        training.batches.generator.set_state(state["order_generator"])  # alone, the one generator
+        if "generator" not in state["batches"]:  # of an older file
+            training.batches.generator.set_state(state["order_generator"])  # alone, the one generator
         generator.set_state(state["generator"])
         if "default_generator" in state:  # older files have none
             default_generator(generator.device).set_state(state["default_generator"])

@@ -104,7 +104,7 @@ class Training:
     generator: torch.Generator  # of chains, their noise and the data's
     settings: dict[str, Any]  # what a checkpoint holds besides, and does not change
     loop: Loop = field(default_factory=Loop)
-    last_batch: tuple[Tensor, Tensor, Tensor | None] | None = None  # data, negatives and their labels
+    last_batch: tuple[Tensor, Tensor | None, Tensor | None] | None = None  # data, negatives and their labels
     phase: Phase = field(init=False)
     buffer: ReplayBuffer = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -165,7 +165,7 @@ class Training:
         if self.ranks.size > 1:
             of_this_rank = {name: state[name] for name in ("buffer", "generator", "default_generator")}
             shards = self.ranks.gather(of_this_rank | {"sums": self.loop.sums})
-            state |= {"order_generator": self.batches.generator.get_state()} | merged(shards)
+            state |= merged(shards)
         return state | self.settings | {"step": self.loop.step, "healthy": self.guard.healthy}
 
 

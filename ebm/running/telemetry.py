@@ -21,11 +21,11 @@ def chain_statistics(
     age_mean, age_median         SGLD steps that the buffer's chains have lived
     saturation, saturation_real  share of the components at the bounds, of the chains and of the data, in [0, 1]
     clamp_share                  share of the gradient's components at the clamp, in [0, 1]
-    step_length, noise_length    mean length of a step along the gradient, and of its noise, of the first 32 chains
+    step_length, noise_length    mean length of the last step along the gradient, and of its noise, of 32 chains
 
     The one gradient this takes is outside the SGLD loop, on 32 chains, so that the loop stays bare.
     """
-    step_size, noise_std = sampler.settings(0, max(sampler.steps, 2), temperature_of(energy))
+    step_size, noise_std = sampler.settings(sampler.steps - 1, sampler.steps, temperature_of(energy))
     labels = () if y is None else (y[:32],)
     with frozen(energy):
         _, gradient = value_and_gradient(lambda x: energy(x, *labels), x_model[:32])

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ebm import check
 from ebm.batches import check_affine, random_affine
+from ebm.data import scaled
+from ebm.sampling.chains import initial_noise
 
 OF_CHAINS = ("chains", "ages", "labels")  # of the buffer's state: one a chain
 
@@ -23,9 +25,10 @@ class ReplayBuffer:
     in_place  to the places it was drawn from, so that every chain lives on until it is reinitialised;
               starts full
 
-    Fresh chains are uniform noise in [−1, 1], the box of the data; with `init` "class_means" a random one of
-    `class_means()` (classes, *shape) plus N(0, init_noise_std²), clamped to the box (informative
-    initialisation, Yang & Ji 2021, "JEM++").
+    Fresh chains are noise, by `start` uniform in [−1, 1] or normal, as the sampler's; with `init` "class_means" a
+    random one of `class_means()` (classes, *shape) plus N(0, init_noise_std²), clamped to [−1, 1] (informative
+    initialisation, Yang & Ji 2021, "JEM++"). A share `data_share` of them are, instead, random ones of `images` and
+    their labels or None, plus N(0, init_noise_std²): as in contrastive divergence's first form (Hinton 2002).
 
     `augment` turns, scales, shifts and mirrors drawn chains (B, C, H, W) with its `probability`, by
     `random_affine` with the rest of it (Du, Li, Tenenbaum & Mordatch 2021, section 3.2): steps that SGLD does
@@ -44,7 +47,10 @@ class ReplayBuffer:
         policy: str = "fifo",
         init: str = "noise",
         init_noise_std: float = 0.3,
+        start: str = "uniform",
+        data_share: float = 0.0,
         class_means: Callable[[], Tensor] | None = None,
+        images: tuple[Tensor, Tensor | None] | None = None,
         augment: Mapping[str, float] | None = None,
         classes: int | None = None,
         fresh_labels: str = "alike",
@@ -57,6 +63,11 @@ class ReplayBuffer:
             raise ValueError(f"buffer.initial must be at most buffer.capacity, got {initial} > {capacity}")
         self.reinit_probability = check.number("buffer.reinit_probability", reinit_probability, 0, 1)
         self.init_noise_std = check.number("buffer.init_noise_std", init_noise_std, 0)
+        self.start = check.choice("buffer.start", start, ("uniform", "normal"))
+        self.data_share = check.number("buffer.data_share", data_share, 0, 1)
+        if self.data_share and images is None:
+            raise ValueError("buffer.data_share needs images, the data's")
+        self.images = images
         self.class_means = None
         if check.choice("buffer.init", init, ("noise", "class_means")) == "class_means":
             if class_means is None:
@@ -98,9 +109,19 @@ class ReplayBuffer:
         elif self.classes > 1:
             labels.random_(self.classes, generator=generator)
         if self.class_means is None:
-            return x.uniform_(-1, 1, generator=generator), labels
-        x.normal_(0, self.init_noise_std, generator=generator)
-        return x.add_(self.class_means[labels]).clamp_(-1, 1), labels
+            x = initial_noise(x.shape, generator, self.start)
+        else:
+            x.normal_(0, self.init_noise_std, generator=generator)
+            x.add_(self.class_means[labels]).clamp_(-1, 1)
+        if self.data_share and self.images:
+            images, of_images = self.images
+            chosen = torch.rand(count, generator=generator, device=x.device) < self.data_share
+            places = torch.randint(len(images), (int(chosen.sum()),), generator=generator, device=x.device)
+            near = scaled(images[places.to(images.device)]).to(x.device)
+            x[chosen] = near + torch.empty_like(near).normal_(0, self.init_noise_std, generator=generator)
+            if of_images is not None and self.classes > 1:
+                labels[chosen] = of_images[places.to(of_images.device)].to(labels.device)
+        return x, labels
 
     def check_count(self, count: int) -> None:
         """ValueError where there are fewer than `count` chains to draw."""

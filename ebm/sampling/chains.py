@@ -27,6 +27,16 @@ def uniform_noise(shape: Sequence[int], generator: Generators) -> Tensor:
     return x
 
 
+def initial_noise(shape: Sequence[int], generator: Generators, law: str = "uniform") -> Tensor:
+    """Where chains (B, *shape) start: uniform in [−1, 1], or "normal", N(0, I); generators as in `uniform_noise`."""
+    if law == "uniform":
+        return uniform_noise(shape, generator)
+    x = torch.empty(*shape, device=(generator if isinstance(generator, torch.Generator) else generator[0]).device)
+    for part, its_generator in with_generators(x, generator):
+        part.normal_(generator=its_generator)
+    return x
+
+
 def with_generators(x: Tensor, generator: Generators) -> Iterable[tuple[Tensor, torch.Generator]]:
     """`x` (B, *shape) with the one generator that fills it, or each chain with its own."""
     return [(x, generator)] if isinstance(generator, torch.Generator) else zip(x, generator, strict=True)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from ebm.energies import Network, Residual, temperature_of
+from ebm.energies import Network, Residual, Scale, temperature_of
 from ebm.files import cache_folder
 
 SOURCE = Path(__file__).with_name("sgld.cpp")
@@ -102,12 +102,14 @@ def library() -> ctypes.CDLL:
 
 @dataclass
 class Part:
-    """A convolution or linear layer, what is added to it (the output of an earlier part), and whether SiLU follows."""
+    """A convolution or linear layer, what is added to it (the output of an earlier part), whether SiLU follows, and the
+    factor of the layer's output."""
 
     module: nn.Conv2d | nn.Linear
     pool: int = 1  # side of the average over its output's pixels
     skip: int = -1
     silu: bool = False
+    scale: float = 1.0
 
 
 def check_hooks(energy: Any, device: str) -> None:
@@ -168,6 +170,8 @@ def parts_of(energy: Any) -> list[Part]:
             parts.append(Part(module))
         elif kind is nn.SiLU and open_end:
             parts[-1].silu = True
+        elif kind is Scale and open_end and isinstance(parts[-1].module, nn.Linear):
+            parts[-1].scale *= module.factor
         elif kind is nn.AvgPool2d and open_end and isinstance(parts[-1].module, nn.Conv2d):
             convolution, last = parts[-1].module, parts[-1]
             plain = (last.pool, last.skip, convolution.stride, convolution.dilation) == (1, -1, (1, 1), (1, 1))
@@ -236,7 +240,7 @@ def as_convolution(part: Part, channels: int, size: Pair) -> tuple[Tensor, tuple
     """A part that takes `channels` maps of `size` as one convolution: weight (out, channels, *kernel), and kernel,
     stride, padding and dilation."""
     module: Any = part.module
-    weight = module.weight.detach()
+    weight = part.scale * module.weight.detach()
     if isinstance(module, nn.Linear):
         return weight.reshape(-1, channels, *size), (size, (1, 1), (0, 0), (1, 1))
     stride, dilation, pool = module.stride, module.dilation, part.pool
@@ -270,7 +274,9 @@ def laid_out(parts: Sequence[Part], x: Tensor) -> tuple[Any, int, list[Tensor]]:
         weight, geometry = as_convolution(part, channels, size)
         size, tables = taps(size, *geometry)
         weight, channels = weight.flatten(2), len(weight)
-        bias = torch.zeros(channels, dtype=x.dtype) if part.module.bias is None else part.module.bias.detach()
+        bias = (
+            torch.zeros(channels, dtype=x.dtype) if part.module.bias is None else part.scale * part.module.bias.detach()
+        )
         if bias.shape != (channels,):
             raise NotCompilable(f"it has a bias of {tuple(bias.shape)} for {channels} outputs")
         layer.pixels, layer.channels, layer.silu = math.prod(size), channels, part.silu

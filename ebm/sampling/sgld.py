@@ -2,11 +2,9 @@
 
 import functools
 import math
-import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +13,10 @@ from torch import Tensor, nn
 
 from ebm import check
 from ebm.energies import temperature_of
-from ebm.sampling.chains import GROUP, Energy, Generators, Given, with_generators
+from ebm.sampling.chains import GROUP, Energy, Generators, Given, initial_noise, with_generators
 from ebm.sampling.compiled import Box, NotCompilable, Steps, check_hooks, compiled_steps
 from ebm.sampling.cuda import cuda_graph, state_of
+from ebm.threads import thread_pool
 
 
 class SGLD:
@@ -35,6 +34,8 @@ class SGLD:
     grad_clamp                      bound of every component of the gradient, > 0; None for none
     bounds                          (low, high) box of x; None for none
     final_step_size, final_noise_std  where given, the value of the last step, reached linearly (annealing)
+    quiet                           share of the steps, the first ones, that have no noise, in [0, 1]
+    start                           where chains from noise start (`initial`): uniform, in [−1, 1], or normal, N(0, I)
     threads                         on the CPU the chains are split over so many threads, each of which takes
                                     its chains through the steps on one core; None for as many as torch has
     backend                         how the steps are run. They are the same but for rounding:
@@ -57,6 +58,8 @@ class SGLD:
         bounds: Sequence[float] | None = (-1.0, 1.0),
         final_step_size: float | None = None,
         final_noise_std: float | None = None,
+        quiet: float = 0.0,
+        start: str = "uniform",
         threads: int | None = None,
         backend: str = "auto",
     ) -> None:
@@ -72,6 +75,8 @@ class SGLD:
         self.noise_std = 0.0 if self.langevin else check.number("sampler.noise_std", noise_std, 0)
         self.final_noise_std = self.noise_std if final_noise_std is None else final_noise_std
         check.number("sampler.final_noise_std", self.final_noise_std, 0)
+        self.quiet = check.number("sampler.quiet", quiet, 0, 1)
+        self.start = check.choice("sampler.start", start, ("uniform", "normal"))
         self.grad_clamp = check.optional("sampler.grad_clamp", grad_clamp, 0, open_low=True)
         if bounds is not None:
             if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
@@ -90,9 +95,15 @@ class SGLD:
         """(step_size, noise_std) of step 0 ≤ `step` < `steps` with an energy of this temperature."""
         t = step / (steps - 1) if steps > 1 else 1.0
         step_size = self.step_size + t * (self.final_step_size - self.step_size)
+        if step < self.quiet * steps:
+            return step_size, 0.0
         if self.langevin:
             return step_size, math.sqrt(2 * step_size * temperature)
         return step_size, self.noise_std + t * (self.final_noise_std - self.noise_std)
+
+    def initial(self, shape: Sequence[int], generator: Generators) -> Tensor:
+        """Where chains (B, *shape) from noise start; one generator, or one a chain, on their device."""
+        return initial_noise(shape, generator, self.start)
 
     def __call__(
         self,
@@ -206,7 +217,7 @@ class SGLD:
         if x.device.type != "cpu" or threads == 1 or len(x) <= size:
             run(x, noise, step_sizes, labels)
             return []
-        pool, parts = thread_pool(threads), x.split(size)
+        pool, parts = thread_pool(threads, "chains"), x.split(size)
         labels_of = [None] * len(parts) if labels is None else labels.split(size)
         split = zip(parts, noise.split(size, dim=1), labels_of, strict=True)
         return [pool.submit(run, part, its_noise, step_sizes, its_labels) for part, its_noise, its_labels in split]
@@ -317,32 +328,3 @@ def frozen(energy: Any) -> Iterator[None]:
             module.training = training
         for parameter, requires_grad in needs:
             parameter.requires_grad_(requires_grad)
-
-
-@functools.cache
-def thread_pool(threads: int) -> ThreadPoolExecutor:
-    """Worker threads that each run torch's operators on one core."""
-    ours = torch.get_num_threads()
-    started = threading.Barrier(threads + 1)
-
-    def start() -> None:
-        torch.set_num_threads(1)
-        started.wait()
-
-    pool = ThreadPoolExecutor(threads, initializer=start)
-    for _ in range(threads):
-        pool.submit(int)
-    started.wait()
-    torch.set_num_threads(ours)  # the count of this thread again: set_num_threads also sets the default
-    return pool
-
-
-def _after_fork() -> None:
-    """A child of a process that has sampled on threads has none of them, and none of torch's own: it would wait for
-    them for ever."""
-    if thread_pool.cache_info().currsize:
-        thread_pool.cache_clear()
-        torch.set_num_threads(1)
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import ROOT, TINY, run
 from omegaconf import OmegaConf
-from test_resume import SMALL, assert_equal, checkpoint, go, images, processes, records, resume  # noqa: F401
+from test_resume import MATCHING, SMALL, assert_equal, checkpoint, go, images, processes, records, resume  # noqa: F401
 
 from ebm.energies import ConvEnergy
-from ebm.losses import KL, ContrastiveDivergence, Sum
+from ebm.losses import KL, ContrastiveDivergence, EnergyMatching, Sum
 from ebm.running import ranks
 from ebm.running.cli import Signals
 
@@ -51,25 +51,34 @@ def energy_and_batch() -> tuple[ConvEnergy, torch.Tensor, torch.Tensor]:
     return energy, torch.rand(16, 1, 8, 8, generator=generator), torch.rand(16, 1, 8, 8, generator=generator)
 
 
-LOSS = Sum({"cd": ContrastiveDivergence(), "kl": KL(0.5, entropy_weight=0)})
+LOSSES = {
+    "divergence": Sum({"cd": ContrastiveDivergence(), "kl": KL(0.5, entropy_weight=0)}),
+    "matching": Sum({"matching": EnergyMatching()}),
+}
 
 
-def half_a_step(folder: Path) -> None:
+def loss_of_share(name: str, energy, rank: int, size: int) -> torch.Tensor:
+    _, data, model = energy_and_batch()
+    mine = slice(rank, None, size)
+    loss, _ = LOSSES[name](energy, data[mine], model[mine], torch.Generator(), x_noise=model[mine])
+    return loss
+
+
+def half_a_step(folder: Path, name: str) -> None:
     with ranks.Ranks() as own:
-        energy, data, model = energy_and_batch()
-        mine = slice(own.rank, None, own.size)
+        energy, _, _ = energy_and_batch()
         averaged = own.wrap(energy)
-        loss, _ = LOSS(averaged, data[mine], model[mine], torch.Generator())
-        loss.backward()
+        loss_of_share(name, averaged, own.rank, own.size).backward()
         torch.save({name: p.grad for name, p in energy.named_parameters()}, folder / f"{own.rank}.pt")
 
 
 @pytest.mark.slow
-def test_the_averaged_gradient_is_that_of_the_whole_batch(tmp_path):
-    together(2, half_a_step, tmp_path)
-    energy, data, model = energy_and_batch()
-    loss, _ = LOSS(energy, data, model, torch.Generator())
-    loss.backward()
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_averaged_gradient_is_that_of_the_whole_batch(tmp_path, name):
+    """Whose loss is the mean of the two halves'."""
+    together(2, half_a_step, tmp_path, name)
+    energy, _, _ = energy_and_batch()
+    (sum(loss_of_share(name, energy, rank, 2) for rank in (0, 1)) / 2).backward()
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, parameter in energy.named_parameters():
         assert torch.equal(first[name], second[name])
@@ -77,10 +86,11 @@ def test_the_averaged_gradient_is_that_of_the_whole_batch(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_stop_and_go_on_bit_for_bit(tmp_path, images):  # noqa: F811
+@pytest.mark.parametrize("more", [["buffer.policy=fifo", "buffer.initial=16"], MATCHING])
+def test_two_ranks_train_stop_and_go_on_bit_for_bit(tmp_path, images, more):  # noqa: F811
     """29 steps, then 40; and from there on one rank, and that on two again."""
-    more = ["buffer.policy=fifo", "buffer.initial=16"]
-    more += ["phases={finish: {share: 0.4, sampler: {steps: 3}, optimizer: {lr: 2e-3}, train: {chains: 8}}}"]
+    phase = "{share: 0.4, sampler: {steps: 3}, optimizer: {lr: 2e-3}, train: {chains: 8}}"
+    more = [*more, f"phases={{finish: {phase}}}"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     together(2, go, whole, *SMALL, images, *more, "train.max_steps=40")
     together(2, go, parts, *SMALL, images, *more, "train.max_steps=40", "train.save_every_steps=29")
@@ -89,7 +99,7 @@ def test_two_ranks_train_stop_and_go_on_bit_for_bit(tmp_path, images):  # noqa: 
         file.unlink()
     together(2, resume, parts)
     one, two = checkpoint.load(whole), checkpoint.load(parts)
-    for part in ("energy", "optimizer", "buffer", "batches", "generator", "order_generator", "guard"):
+    for part in ("energy", "optimizer", "buffer", "batches", "generator", "guard"):
         assert_equal(one[part], two[part], part)
     for a, b in zip(one["shards"], two["shards"], strict=True):
         assert_equal(a, b)

@@ -107,7 +107,11 @@ def assert_equal(a, b, path: str = "") -> None:
 FIFO = ["buffer.policy=fifo", "buffer.initial=16", "buffer.init=class_means"]
 
 
-@pytest.mark.parametrize("more", [[], FIFO, [*FIFO, "energy.classes=2"], [*FIFO, "train.chains=4"]])
+MATCHING = ["loss=[energy_matching]", "sampler.start=normal", "data.flip=0.5"]
+BOTH = ["loss=[energy_matching,contrastive_divergence]", "buffer.data_share=0.5", "sampler.start=normal"]
+
+
+@pytest.mark.parametrize("more", [[], FIFO, [*FIFO, "energy.classes=2"], [*FIFO, "train.chains=4"], MATCHING, BOTH])
 def test_a_stop_in_mid_epoch_leaves_no_trace(tmp_path, images, more):
     """29 steps, then 40: neither is a multiple of the 4 steps of an epoch or of log_every."""
     go(tmp_path / "whole", *SMALL, images, *more, "train.max_steps=40")

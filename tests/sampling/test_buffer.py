@@ -91,6 +91,26 @@ def test_start_is_uniform_noise_or_noisy_class_means():
         ReplayBuffer((1, 4, 4), generator(), init="class_means", class_means=lambda: means, classes=3)
 
 
+def test_a_share_of_the_fresh_chains_starts_at_the_data():
+    """Images are 10 and 30, of classes 1 and 2; noise is normal."""
+    images, labels = torch.tensor([10.0, 30.0]).view(2, 1), torch.tensor([1, 2])
+    how = {"policy": "in_place", "start": "normal", "init_noise_std": 0.5}
+    buffer = ReplayBuffer((1,), generator(), 4000, data_share=0.25, images=(images, labels), classes=3, **how)
+    x, its = buffer.chains.flatten(), buffer.labels
+    near = x > 5
+    assert 0.22 < near.float().mean() < 0.28 and 0.4 < (x[near] > 20).float().mean() < 0.6
+    assert torch.equal(its[near], torch.where(x[near] > 20, 2, 1)) and its[~near].unique().tolist() == [0, 1, 2]
+    assert kstest(x[~near].numpy(), "norm").pvalue > 0.01
+    assert kstest(((x[near] - 10 - 20 * (x[near] > 20)) / 0.5).numpy(), "norm").pvalue > 0.01
+    bytes_of = torch.full((5, 1, 2, 2), 255, dtype=torch.uint8)
+    buffer = ReplayBuffer(
+        (1, 2, 2), generator(), 8, data_share=1.0, images=(bytes_of, None), **how | {"init_noise_std": 0}
+    )
+    assert torch.equal(buffer.chains, torch.ones(8, 1, 2, 2)) and not buffer.labels.any()
+    with pytest.raises(ValueError, match=r"buffer\.data_share needs images"):
+        ReplayBuffer((1,), generator(), data_share=0.5)
+
+
 def test_state_goes_on_alike():
     def make() -> ReplayBuffer:
         return ReplayBuffer((2,), generator(), 32, 8, 0.5, "fifo")
@@ -106,9 +126,10 @@ def test_state_goes_on_alike():
     assert second.front == first.front and second.size == first.size
 
 
-@pytest.mark.parametrize(
-    "setting", [{"capacity": 0}, {"reinit_probability": 1.5}, {"policy": "lifo"}, {"initial": 99999}, {"init": "zeros"}]
-)
+BAD = [{"capacity": 0}, {"reinit_probability": 1.5}, {"policy": "lifo"}, {"initial": 99999}, {"init": "zeros"}]
+
+
+@pytest.mark.parametrize("setting", [*BAD, {"data_share": 2}, {"start": "zeros"}])
 def test_bad_settings_name_their_key(setting):
     with pytest.raises(ValueError, match=rf"buffer\.{next(iter(setting))} must be"):
         ReplayBuffer((2,), generator(), **setting)

@@ -87,6 +87,8 @@ def test_is_the_eager_chain_but_for_rounding(dtype, atol):
         (MLPEnergy((2,), hidden=20), (2,)),
         (ResNetEnergy((3, 12, 10), width=4, blocks=2, spectral_norm=True, stem=0), (3, 12, 10)),
         (ResNetEnergy((3, 12, 10), width=4, stem=3), (3, 12, 10)),
+        (ConvEnergy((3, 12, 10), hidden=6, output_scale=5.0), (3, 12, 10)),
+        (ResNetEnergy((3, 12, 10), width=4, classes=3, temperature=0.5, output_scale=0.2), (3, 12, 10)),
     ):
         x = torch.rand(21, *shape, dtype=dtype, generator=generator())
         for extra in ({}, {"grad_clamp": None, "bounds": None}, {"final_step_size": 1.0, "noise_std": "langevin"}):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import kstest
 from torch import nn
 
 from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy
@@ -99,6 +100,24 @@ def test_annealing_is_linear_from_first_to_last_step():
     assert got == [pytest.approx(want) for want in [(10, 0.4), (8, 0.3), (6, 0.2), (4, 0.1), (2, 0.0)]]
     assert SGLD(5, step_size=8, noise_std="langevin").settings(3, 5) == (8, 4)
     assert SGLD(5, step_size=8, noise_std="langevin").settings(3, 5, temperature=0.25) == (8, 2)
+
+
+def test_the_first_steps_can_be_without_noise():
+    sampler = SGLD(4, step_size=8, noise_std="langevin", quiet=0.5)
+    assert [sampler.settings(step, 4)[1] for step in range(4)] == [0, 0, 4, 4]
+    assert [SGLD(quiet=1.0).settings(step, 3)[1] for step in range(3)] == [0, 0, 0]
+    x = torch.zeros(4, 1, 4, 4)
+    flat = lambda x: 0 * x.sum(dim=(1, 2, 3))  # noqa: E731
+    trace = SGLD(6, quiet=0.5).trace(flat, x, generator())
+    assert not trace[:4].any() and bool((trace[4] != 0).all())
+
+
+def test_chains_from_noise_start_by_the_samplers_law():
+    for start, law in (("uniform", ("uniform", (-1, 2))), ("normal", ("norm", ()))):
+        x = SGLD(start=start).initial((500, 1, 4, 4), generator())
+        assert kstest(x.flatten().numpy(), *law).pvalue > 0.01
+        own = SGLD(start=start).initial((3, 2), [generator(seed) for seed in (5, 6, 7)])
+        assert torch.equal(own[1:2], SGLD(start=start).initial((1, 2), generator(6)))
 
 
 class Watched(nn.Module):
