@@ -45,7 +45,7 @@ class Taps(ctypes.Structure):
 
 class Layer(ctypes.Structure):
     _fields_ = [
-        *((name, INT) for name in ("pixels", "channels", "silu", "out", "skip", "fan")),
+        *((name, INT) for name in ("pixels", "channels", "silu", "kernel", "out", "skip", "fan")),
         *((name, Taps) for name in ("forward", "backward")),
         *((name, POINTER) for name in ("weight", "bias", "transposed")),
     ]
@@ -255,9 +255,18 @@ def maps_of(x: Tensor) -> tuple[int, Pair]:
     return (x.shape[1], (x.shape[2], x.shape[3])) if x.dim() == 4 else (math.prod(x.shape[1:]), (1, 1))
 
 
-def laid_out(parts: Sequence[Part], x: Tensor) -> tuple[Any, int, list[Tensor]]:
-    """The parts as sgld.cpp's layers for chains like `x`, the numbers of workspace that a chain takes, and the tensors
-    that the layers point to. Raises NotCompilable where one does not take what the one before gives."""
+def in_blocks(weight: Tensor, block: int) -> Tensor:
+    """Weights (out, in, taps) as sgld.cpp reads them: [tap][in][output] of each block of outputs, then of each that is
+    left."""
+    blocks = len(weight) // block
+    in_whole = weight[: blocks * block].unflatten(0, (blocks, block)).permute(0, 3, 2, 1)
+    return torch.cat([in_whole.flatten(), weight[blocks * block :].permute(0, 2, 1).flatten()])
+
+
+def laid_out(parts: Sequence[Part], x: Tensor, block: int) -> tuple[Any, int, list[Tensor]]:
+    """The parts as sgld.cpp's layers for chains like `x`, with its `block` of outputs; the numbers of workspace that a
+    chain takes; and the tensors that the layers point to. Raises NotCompilable where one does not take what the one
+    before gives."""
     layers = (Layer * len(parts))()
     numbers = math.prod(x.shape[1:])
     channels, size = maps_of(x)
@@ -287,8 +296,8 @@ def laid_out(parts: Sequence[Part], x: Tensor) -> tuple[Any, int, list[Tensor]]:
             if (source.pixels, source.channels) != (layer.pixels, layer.channels):
                 raise NotCompilable("a short cut adds what has another shape")
         layer.forward, layer.backward = (Taps(*map(pointer, table)) for table in tables)
-        layer.weight, layer.transposed = pointer(weight.permute(2, 1, 0)), pointer(weight.permute(2, 0, 1))
-        layer.bias = pointer(bias)
+        layer.kernel, layer.bias = weight.shape[2], pointer(bias)
+        layer.weight, layer.transposed = (pointer(in_blocks(w, block)) for w in (weight, weight.transpose(0, 1)))
         numbers += 2 * layer.pixels * channels
     return layers, numbers, kept
 
@@ -302,9 +311,9 @@ def compiled_steps(energy: Any, x: Tensor, grad_clamp: float | None, bounds: Box
     """
     parts = parts_of(energy)
     check_chains(energy, parts, x)
-    layers, numbers, kept = laid_out(parts, x)
-    channels, size = maps_of(x)
     loaded = library()
+    layers, numbers, kept = laid_out(parts, x, loaded.block())
+    channels, size = maps_of(x)
     function, vector_bytes = getattr(loaded, FUNCTIONS[x.dtype]), loaded.vector_bytes()
     temperature = temperature_of(energy)
     clamp = math.inf if grad_clamp is None else grad_clamp

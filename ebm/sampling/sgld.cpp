@@ -33,9 +33,11 @@ struct Taps {
 
 template <class T> struct Layer {
     int64_t pixels, channels, silu;  // of the output
+    int64_t kernel;  // its taps' matrices
     int64_t out, skip, fan;  // where its output lies; the layer whose output it adds, and the one that adds its; or -1
     Taps forward, backward;
-    const T *weight, *bias, *transposed;  // weight [tap][in][out], transposed [tap][out][in]
+    // [block][tap][in][output], blocks of BLOCK outputs, or of one where fewer are left; transposed: from out to in
+    const T *weight, *bias, *transposed;
 };
 
 template <class T> struct Work {
@@ -72,16 +74,16 @@ template <class T, class V> static inline V exponential(V x) {
 
 // The sums of output channels [o, o + OUT) at pixel p; SPLIT partial sums each, or one would wait for the one before.
 template <class T, int OUT, int SPLIT, class V, class F>
-static inline void block(Taps taps, int64_t p, const V *in, int64_t ins, const T *weight, int64_t outs, int64_t o, F store) {
+static inline void block(Taps taps, int64_t p, const V *in, int64_t ins, const T *weight, int64_t o, F store) {
     V sums[OUT * SPLIT] = {};
     for (int32_t t = taps.start[p]; t < taps.start[p + 1]; t++) {
         const V *x = in + taps.source[t] * ins;
-        const T *w = weight + taps.tap[t] * ins * outs + o;
+        const T *w = weight + taps.tap[t] * ins * OUT;
         for (int64_t c = 0; c < ins; c += SPLIT)
 #pragma GCC unroll 8
             for (int s = 0; s < SPLIT; s++)
 #pragma GCC unroll 16
-                for (int j = 0; j < OUT; j++) sums[s * OUT + j] += x[c + s] * w[(c + s) * outs + j];
+                for (int j = 0; j < OUT; j++) sums[s * OUT + j] += x[c + s] * w[(c + s) * OUT + j];
     }
     for (int j = 0; j < OUT; j++) {
         for (int s = 1; s < SPLIT; s++) sums[j] += sums[s * OUT + j];
@@ -91,14 +93,15 @@ static inline void block(Taps taps, int64_t p, const V *in, int64_t ins, const T
 
 // store(pixel, channel, sum) for all `outs` channels of all `pixels`.
 template <class T, class V, class F>
-static inline void gather(Taps taps, int64_t pixels, const V *in, int64_t ins, const T *weight, int64_t outs, F store) {
+static inline void gather(Taps taps, int64_t pixels, const V *in, int64_t ins, const T *weight, int64_t kernel,
+                          int64_t outs, F store) {
     int64_t o = 0;
-    for (; o + BLOCK <= outs; o += BLOCK)
-        for (int64_t p = 0; p < pixels; p++) block<T, BLOCK, 1>(taps, p, in, ins, weight, outs, o, store);
-    for (; o < outs; o++)
+    for (; o + BLOCK <= outs; o += BLOCK, weight += kernel * ins * BLOCK)
+        for (int64_t p = 0; p < pixels; p++) block<T, BLOCK, 1>(taps, p, in, ins, weight, o, store);
+    for (; o < outs; o++, weight += kernel * ins)
         for (int64_t p = 0; p < pixels; p++)
-            ins % 8 ? block<T, 1, 1>(taps, p, in, ins, weight, outs, o, store)
-                    : block<T, 1, 8>(taps, p, in, ins, weight, outs, o, store);
+            ins % 8 ? block<T, 1, 1>(taps, p, in, ins, weight, o, store)
+                    : block<T, 1, 8>(taps, p, in, ins, weight, o, store);
 }
 
 template <class T> static void sgld(const Work<T> &work) {
@@ -135,7 +138,7 @@ template <class T> static void sgld(const Work<T> &work) {
                 const Layer<T> &layer = work.layer[i];
                 V *out = x + layer.out, *slope = out + layer.pixels * layer.channels;
                 const V *skip = layer.skip < 0 ? nullptr : x + work.layer[layer.skip].out;
-                gather(layer.forward, layer.pixels, in, ins, layer.weight, layer.channels,
+                gather(layer.forward, layer.pixels, in, ins, layer.weight, layer.kernel, layer.channels,
                        [&](int64_t p, int64_t c, V sum) {
                            const int64_t at = p * layer.channels + c;
                            sum += skip ? layer.bias[c] + skip[at] : V{} + layer.bias[c];
@@ -162,7 +165,7 @@ template <class T> static void sgld(const Work<T> &work) {
                 const Layer<T> &layer = work.layer[i], &before = work.layer[i - 1];
                 V *out = x + before.out, *slope = out + before.pixels * before.channels;
                 const V *fan = before.fan < 0 ? nullptr : x + work.layer[before.fan].out;
-                gather(layer.backward, before.pixels, gradient, layer.channels, layer.transposed, before.channels,
+                gather(layer.backward, before.pixels, gradient, layer.channels, layer.transposed, layer.kernel, before.channels,
                        [&](int64_t p, int64_t c, V sum) {
                            const int64_t at = p * before.channels + c;
                            out[at] = (fan ? sum + fan[at] : sum) * slope[at];
@@ -170,7 +173,7 @@ template <class T> static void sgld(const Work<T> &work) {
                 gradient = out;
             }
             gather(work.layer[0].backward, work.pixels, gradient, work.layer[0].channels, work.layer[0].transposed,
-                   work.channels, [&](int64_t p, int64_t c, V sum) {
+                   work.layer[0].kernel, work.channels, [&](int64_t p, int64_t c, V sum) {
                        V &value = x[p * work.channels + c];
                        value = clip(value - step_size * clip(sum, -bound, bound), low, high);
                    });
@@ -182,6 +185,7 @@ template <class T> static void sgld(const Work<T> &work) {
 }
 
 extern "C" {
+int64_t block() { return BLOCK; }
 int64_t vector_bytes() { return BYTES; }
 void sgld_float32(const Work<float> *work) { sgld(*work); }
 void sgld_float64(const Work<double> *work) { sgld(*work); }
