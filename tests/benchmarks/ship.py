@@ -5,10 +5,11 @@ python evaluate.py -m checkpoint=runs/joint/0,runs/joint/1,runs/joint/2 data.roo
 python tests/benchmarks/ship.py joint runs/joint/0 runs/joint/1 runs/joint/2
 
 Writes ebm/weights/joint.pt, the energy of the first run and the configuration it was trained with, and the card
-joint.json: command, commit, seeds, machine, steps, the evaluation's protocol; by seed minutes, the guard's rollbacks,
+joint.json: command, seeds, steps, the evaluation's protocol; by seed commit, machine, minutes, the guard's rollbacks,
 numbers and curves; and what the weights are after the first steps of the command on one thread.
 
-python tests/benchmarks/ship.py joint METRICS.json    # the first seed's numbers alone, measured anew
+python tests/benchmarks/ship.py joint --more RUN_DIR …    # seeds more, run later, for the card
+python tests/benchmarks/ship.py joint METRICS.json        # the first seed's numbers alone, measured anew
 
 The card of weights that do not ship, as the published ones, is tests/benchmarks/cards/NAME.json.
 """
@@ -109,13 +110,27 @@ def write(card: dict[str, Any], file: Path) -> None:
     file.write_text(re.sub(r"\[\s+([\w.+-]+),\s+([\w.+-]+)\s+\]", r"[\1, \2]", text) + "\n")
 
 
-def ship(name: str, runs: list[Path]) -> None:
-    states, evaluations, curve = {}, {}, {}
-    for run in runs:
-        state = checkpoint.load(run)
-        seed = str(state["config"]["seed"])
+def by_seed(runs: list[Path]) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, Any]]:
+    """The runs' checkpoints by their seeds, what a card holds of each, and the first one's protocol."""
+    states = {str(state["config"]["seed"]): state for state in map(checkpoint.load, runs)}
+    evaluations, curve = {}, {}
+    for seed, run in zip(states, runs, strict=True):
         (metrics,) = run.glob("evaluation/*/metrics.json")
-        states[seed], evaluations[seed], curve[seed] = state, measured(metrics), curves(run)
+        evaluations[seed], curve[seed] = measured(metrics), curves(run)
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+    of_seeds = {
+        "commit": dict.fromkeys(states, commit),
+        "machine": dict.fromkeys(states, machine()),
+        "minutes": {seed: round(state["loop"]["seconds"] / 60, 1) for seed, state in states.items()},
+        "guard": {seed: state["guard"]["rollbacks"] for seed, state in states.items()},
+        "numbers": {seed: numbers for seed, (_, numbers) in evaluations.items()},
+        "curve": curve,
+    }
+    return states, of_seeds, next(iter(evaluations.values()))[0]
+
+
+def ship(name: str, runs: list[Path]) -> None:
+    states, of_seeds, protocol = by_seed(runs)
     first = next(iter(states.values()))
     config = first["config"]
     root = config["data"].get("root", "data")
@@ -123,20 +138,30 @@ def ship(name: str, runs: list[Path]) -> None:
         config["data"]["root"] = "data"
     card = {
         "command": " ".join(["python train.py", *arguments(name, "data")]),
-        "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip(),
         "seeds": [int(seed) for seed in states],
-        "machine": machine(),
         "steps": first["step"],
-        "minutes": {seed: round(state["loop"]["seconds"] / 60, 1) for seed, state in states.items()},
-        "guard": {seed: state["guard"]["rollbacks"] for seed, state in states.items()},
         "first": first_steps(name, root),
-        "protocol": next(iter(evaluations.values()))[0],
-        "numbers": {seed: numbers for seed, (_, numbers) in evaluations.items()},
-        "curve": curve,
+        "protocol": protocol,
     }
     kept = {key: first[key] for key in ("energy", "energy_config", "class_shares", "step", "epoch")}
     checkpoint.save(checkpoint.WEIGHTS / f"{name}.pt", kept | {"config": config})
-    write(card, checkpoint.WEIGHTS / f"{name}.json")
+    write(card | of_seeds, checkpoint.WEIGHTS / f"{name}.json")
+
+
+def add_seeds(name: str, runs: list[Path]) -> None:
+    """Raises ValueError for a run of fewer or more steps, or of a seed that the card has."""
+    file = checkpoint.WEIGHTS / f"{name}.json"
+    card = json.loads(file.read_text())
+    states, of_seeds, _ = by_seed(runs)
+    for seed, state in states.items():
+        if state["step"] != card["steps"] or int(seed) in card["seeds"]:
+            raise ValueError(
+                f"{name} has seeds {card['seeds']} of {card['steps']} steps, got {seed} of {state['step']}"
+            )
+    for key, of_seed in of_seeds.items():
+        card[key] |= of_seed
+    card["seeds"] += map(int, states)
+    write(card, file)
 
 
 def replace_numbers(name: str, metrics: Path) -> None:
@@ -150,6 +175,8 @@ def replace_numbers(name: str, metrics: Path) -> None:
 def main(name: str, *sources: str) -> None:
     if sources[0].endswith(".json"):
         replace_numbers(name, Path(sources[0]))
+    elif sources[0] == "--more":
+        add_seeds(name, [Path(source) for source in sources[1:]])
     else:
         ship(name, [Path(source) for source in sources])
 
