@@ -6,8 +6,9 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
+
+from ebm.running.resume import flat
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts
@@ -86,6 +90,19 @@ def tiles(picture: Image.Image, size: tuple[int, int], factor: int = 1, columns:
     assert pixels.shape[1] == columns * (width + 2) - 2 and (pixels.shape[0] + 2) % (height + 2) == 0
     corners = [(y, x) for y in range(0, pixels.shape[0], height + 2) for x in range(0, pixels.shape[1], width + 2)]
     return np.stack([pixels[y : y + height, x : x + width] for y, x in corners])
+
+
+def settings_of(*overrides: str) -> dict[str, Any]:
+    """The configuration of `python train.py overrides`, under dotted keys."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return flat(OmegaConf.to_container(compose("train", list(overrides)), resolve=True))
+
+
+def with_younger(settings: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an older run, and those that are younger and in today's as their defaults."""
+    defaults = settings_of("~experiment")
+    younger = {key: value for key, value in defaults.items() if key in today and key not in settings}
+    return younger | dict(settings)
 
 
 @pytest.fixture

@@ -192,6 +192,7 @@ GROUPS = {
         "mnist": ["data.root={root}"],
         "fashion_mnist": ["data.root={root}"],
         "folder": ["data.root={images}"],
+        "arrays": ["data.file={arrays}"],
         "plane": ["energy=mlp", "data.name=pinwheel"],
     },
     "energy": {"cnn": [], "resnet": [], "mlp": []},
@@ -202,6 +203,8 @@ GROUPS = {
         "residual": ["data.root={root}", "energy.width=2"],
         "clothes": ["data.root={root}"],
         "plane": [],
+        "plane_matching": ["sampler.noise_std=0.1"],
+        "cifar10": ["data=folder", "data.root={images}", "energy.width=2", "energy.stem=2", "train.chains=8"],
     },
     "loss": {
         "contrastive_divergence": [],
@@ -209,6 +212,7 @@ GROUPS = {
         "[contrastive_divergence,kl]": [],
         "[contrastive_divergence,twins]": ["loss.twins.rotation=90"],
         "twins": ["loss.twins.flip=0.5", "train.log_every=1"],
+        "energy_matching": ["sampler.start=normal"],
     },
     "+ablation": {
         **{name: [] for name in ("none", "kl", "augmented", "informative", "annealed")},
@@ -229,14 +233,22 @@ def image_root(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def arrays_file(tmp_path_factory):
+    """60 grey images of 28×28 pixels of three classes."""
+    file = tmp_path_factory.mktemp("arrays") / "mine.npz"
+    rng = np.random.default_rng(0)
+    np.savez(file, train=rng.integers(0, 256, (60, 28, 28), dtype=np.uint8), train_labels=np.arange(60) % 3)
+    return file
+
+
+FIXTURES = {"root": "data_root", "images": "image_root", "arrays": "arrays_file"}
+
+
 @pytest.mark.parametrize("group, option", [(group, option) for group, options in GROUPS.items() for option in options])
 def test_every_config_trains_two_steps(group, option, tmp_path, request):
     extra = GROUPS[group][option]
-    values = {}
-    if any("{root}" in argument for argument in extra):
-        values["root"] = request.getfixturevalue("data_root")
-    if option == "folder":
-        values["images"] = request.getfixturevalue("image_root")
+    values = {name: request.getfixturevalue(of) for name, of in FIXTURES.items() if f"{{{name}}}" in "".join(extra)}
     of_resnet = option == "resnet" or "energy.width=2" in extra
     small = [argument for argument in TINY if not (of_resnet and "hidden" in argument)]
     arguments = [argument.format(**values) for argument in extra]
@@ -362,6 +374,7 @@ DATA = {  # of every option, and of a function of the user's own: the images' sh
     "plane": ([2], ["data.test_size=99"]),
     "mnist5k": ([1, 28, 28], []),
     "folder": ([3, 32, 32], ["data.root={images}"]),
+    "arrays": ([1, 28, 28], ["data.file={arrays}"]),
     "trained": ([1, 28, 28], []),
     "own": ([1, 16, 16], ["hydra.searchpath=[file://{own}]"]),
 }
@@ -375,8 +388,7 @@ def test_every_data_set_in_sample_and_evaluate(option, tmp_path, request, monkey
     monkeypatch.syspath_prepend(tmp_path)
     shape, extra = DATA[option]
     path = untrained_run(tmp_path / "run", shape, {"_target_": "ebm.data.mnist5k"})
-    fixtures = {"root": "data_root", "images": "image_root"}
-    values = {name: request.getfixturevalue(of) for name, of in fixtures.items() if f"{{{name}}}" in "".join(extra)}
+    values = {name: request.getfixturevalue(of) for name, of in FIXTURES.items() if f"{{{name}}}" in "".join(extra)}
     arguments = [f"checkpoint={path}", f"data={option}", "device=cpu"]
     arguments += [argument.format(**values, own=tmp_path) for argument in extra]
     result = run("sample.py", *arguments, "num_samples=2", "steps=2", f"out={tmp_path / 'samples'}")

@@ -6,8 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, assert_one_line_error, run
-from omegaconf import OmegaConf
+from conftest import ROOT, TINY, assert_one_line_error, run, settings_of, with_younger
 
 from ebm.data import embedded_digits, mnist5k
 from ebm.energies import labels_in_proportion
@@ -29,19 +28,14 @@ KEYS = {"command", "seeds", "steps", "first", "protocol", "curve", *BY_SEED}
 PARTS = ("data", "energy", "sampler", "buffer", "loss", "optimizer", "scheduler", "train", "phases")
 
 
-def recipe_of(config):
-    """What of a configuration is no matter of the machine, or of pictures, under dotted keys."""
+def recipe_of(settings):
+    """What of a configuration, under dotted keys, is no matter of the machine, or of pictures."""
     others = ("root", "threads", "sample_every_epochs")
-    settings = {part: config[part] or {} for part in PARTS}
-    return {key: value for key, value in flat(settings).items() if key.rpartition(".")[2] not in others}
-
-
-def assert_same_recipe(config, name):
-    """A setting that is younger than the weights has its default in the recipe."""
-    composed = (ship.composed(f"experiment={name}"), ship.composed("~experiment"))
-    recipe, defaults = (recipe_of(OmegaConf.to_container(cfg, resolve=True)) for cfg in composed)
-    younger = {key: value for key, value in defaults.items() if key in recipe and key not in recipe_of(config)}
-    assert younger | recipe_of(config) == recipe
+    return {
+        key: value
+        for key, value in settings.items()
+        if key.partition(".")[0] in PARTS and key.rpartition(".")[2] not in others
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +50,8 @@ def test_what_stands_beside_them(name):
     assert all(list(card[key]) == [str(seed) for seed in card["seeds"]] for key in BY_SEED)
     assert checkpoint.load_energy(name)(torch.zeros(2, *checkpoint.input_shape(state))).shape == (2,)
     if card["first"]:  # else of another version, whose recipe was another
-        assert_same_recipe(state["config"], name)
+        recipe = settings_of(f"experiment={name}")
+        assert recipe_of(with_younger(flat(state["config"]), recipe)) == recipe_of(recipe)
 
 
 def test_every_recipe_ships_but_the_tutorials_the_plane_by_matching_and_colour():

@@ -47,14 +47,14 @@ class ReplayBuffer:
         policy: str = "fifo",
         init: str = "noise",
         init_noise_std: float = 0.3,
-        start: str = "uniform",
-        data_share: float = 0.0,
         class_means: Callable[[], Tensor] | None = None,
-        images: tuple[Tensor, Tensor | None] | None = None,
         augment: Mapping[str, float] | None = None,
         classes: int | None = None,
         fresh_labels: str = "alike",
         class_shares: Sequence[float] | None = None,
+        start: str = "uniform",
+        data_share: float = 0.0,
+        images: tuple[Tensor, Tensor | None] | None = None,
     ) -> None:
         self.capacity = check.number("buffer.capacity", capacity, 1, integer=True)
         self.policy = check.choice("buffer.policy", policy, ("fifo", "in_place"))
@@ -65,9 +65,8 @@ class ReplayBuffer:
         self.init_noise_std = check.number("buffer.init_noise_std", init_noise_std, 0)
         self.start = check.choice("buffer.start", start, ("uniform", "normal"))
         self.data_share = check.number("buffer.data_share", data_share, 0, 1)
-        if self.data_share and images is None:
-            raise ValueError("buffer.data_share needs images, the data's")
         self.images = images
+        check.that(images or not self.data_share, "buffer.data_share needs images, the data's")
         self.class_means = None
         if check.choice("buffer.init", init, ("noise", "class_means")) == "class_means":
             if class_means is None:
@@ -80,8 +79,7 @@ class ReplayBuffer:
                 )
         self.class_shares = None
         if check.choice("buffer.fresh_labels", fresh_labels, ("alike", "data")) == "data":
-            if class_shares is None:
-                raise ValueError("buffer.fresh_labels=data needs an energy with classes (energy.classes)")
+            check.that(class_shares, "buffer.fresh_labels=data needs an energy with classes (energy.classes)")
             self.class_shares = torch.tensor(class_shares, device=generator.device)
         if augment is not None and not isinstance(augment, Mapping):
             raise ValueError(f"buffer.augment must be settings of random_affine and a probability, got {augment!r}")

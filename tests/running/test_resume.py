@@ -336,7 +336,7 @@ def test_metrics_that_were_cut_off_lose_the_torn_line_alone(tmp_path, images):
 DROPOUT = """
 import torch, ebm.energies
 class Dropped(ebm.energies.MLPEnergy):
-    def __init__(self, shape, hidden, classes, temperature, rate):
+    def __init__(self, shape, hidden, rate, **more):
         super().__init__(shape, hidden, 1)
         self.layers.insert(2, torch.nn.Dropout(rate))
 """

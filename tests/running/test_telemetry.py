@@ -12,6 +12,7 @@ from conftest import TINY, run
 import train
 from ebm.energies import ConvEnergy
 from ebm.evaluation.metrics import scores
+from ebm.losses import ContrastiveDivergence
 from ebm.running.pictures import draw_samples
 from ebm.running.telemetry import chain_statistics, fresh_scores
 from ebm.sampling.buffer import ReplayBuffer
@@ -53,7 +54,13 @@ def test_the_short_run_of_the_pictures_is_one_of_its_own(tmp_path, final):
     images, loop = buffer.chains.clone(), SimpleNamespace(step=3)
     dataset = SimpleNamespace(test=images, validation=images)
     training = SimpleNamespace(
-        energy=energy, sampler=sampler, buffer=buffer, dataset=dataset, device=torch.device("cpu"), loop=loop
+        energy=energy,
+        sampler=sampler,
+        buffer=buffer,
+        dataset=dataset,
+        device=torch.device("cpu"),
+        loop=loop,
+        phase=SimpleNamespace(loss=ContrastiveDivergence()),
     )
     _, numbers, _ = draw_samples(training, tmp_path, steps=64, seed=5)
     generator = torch.Generator().manual_seed(5)
