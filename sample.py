@@ -66,9 +66,12 @@ def draw(cfg: DictConfig, state: dict[str, Any], chains: Chains, energy: nn.Modu
         one_class = None if labels is None or cfg.label == "all" else int(labels[0])
         x, held = chosen_chains(state["buffer"], count, cfg.seed, one_class)
         labels = None if labels is None else held
-    in_training = state["config"].get("train", {}).get("sample_steps", 256)  # the tutorial's weights say none
-    trace, steps = chains.run(energy, x, cfg.steps or STEPS.get(cfg.init, in_training), labels)
-    return Samples(trace, steps, labels=labels, class_names=names)
+    steps = cfg.steps or STEPS.get(cfg.init)
+    if steps is None:
+        in_training = state["config"].get("train", {}).get("sample_steps", 256)  # the tutorial's weights say none
+        steps = check.number(f"train.sample_steps of {source}", in_training, 1, 1_000_000, integer=True)
+    trace, moments = chains.run(energy, x, steps, labels)
+    return Samples(trace, moments, labels=labels, class_names=names)
 
 
 def restore_images(

@@ -66,6 +66,9 @@ def train(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str, Any] | 
     `ranks` has its share of each batch and of the chains; the first one alone writes.
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    of_phases = phases.configs(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    config = phases.explicit(config, [OmegaConf.to_container(OmegaConf.create(c), resolve=True) for c in of_phases])
+    cfg = OmegaConf.create(config)
     run = build(cfg, config, run_dir, ranks, state)
     intervals = maintenance.Intervals.of(config["train"], run.batches.steps_per_epoch)
     if state:
@@ -130,7 +133,7 @@ def build(
     energy, energy_config = build_energy(cfg, dataset, device)
     classes, class_shares = getattr(energy, "classes", None), getattr(energy, "class_shares", None)
     for phase in all_phases:
-        phase.loss.check(dataset.shape, classes)
+        phase.check(dataset.shape, classes)
     if cfg.initial_weights is not None and state is None:
         checkpoint.start_from(energy, cfg.initial_weights)
     energy.to(memory_format=torch.channels_last).to(device)  # faster convolutions
@@ -201,7 +204,7 @@ def build_dataset(cfg: DictConfig, run_dir: Path, ranks: Ranks, state: dict[str,
         hashes = features.data_hashes(dataset)
         if others := [name for name, before in state["data_hashes"].items() if hashes.get(name) != before]:
             which = " and ".join(others)
-            raise ValueError(f"resume={run_dir}: its {which} were others: data.root must be where those lie")
+            raise ValueError(f"resume={run_dir}: its {which} were others: data.root or data.file must be those")
     return dataset
 
 

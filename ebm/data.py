@@ -303,21 +303,22 @@ def arrays(file: str, flip: float = 0.0, hold_out: int | str | None = None) -> D
     """
     source = f"data.file={file}"
     check_hold_out(hold_out)
-    check.that(Path(file).is_file() and Path(file).suffix == ".npz", f"{source} must be an .npz file that is there")
+    path = Path(str(file))
+    check.that(path.is_file() and path.suffix == ".npz", f"{source} must be an .npz file that is there")
     known = [*ARRAYS, *(f"{split}_labels" for split in ARRAYS), "class_names"]
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
     except Exception as error:  # numpy's own words may be advice to trust the file
         raise ValueError(f"{source} holds no arrays that can be read ({type(error).__name__})") from error
     if "train" not in found or set(found) - set(known):
         raise ValueError(f"{source} must hold train, and may hold {', '.join(known[1:])}; got {', '.join(found)}")
-    names = [str(name) for name in found["class_names"]] if "class_names" in found else None
+    names = [str(name) for name in found["class_names"].ravel()] if "class_names" in found else None
     sets = {split: _arrays_of(found, split, source) for split in ARRAYS}
     if sets["test"][0] is None:
         x, labels = sets["train"]
         sets["train"], sets["test"] = held_out(x, labels, math.ceil(len(x) / 10), seed=0)
-    return _of_splits(sets, name=Path(file).stem, class_names=names, flip=flip, hold_out=hold_out)
+    return _of_splits(sets, name=path.stem, class_names=names, flip=flip, hold_out=hold_out)
 
 
 def _arrays_of(found: Mapping[str, NDArray[Any]], split: str, source: str) -> tuple[Any, Tensor | None]:
@@ -327,9 +328,12 @@ def _arrays_of(found: Mapping[str, NDArray[Any]], split: str, source: str) -> tu
         check.that(labels is None, f"{source} holds {split}_labels and no {split}")
         return None, None
     got = f"got {x.dtype} {x.shape}"
-    if (x.dtype != np.uint8 and x.dtype.kind != "f") or x.ndim not in (2, 3, 4):
+    last = x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3)
+    unclear = x.ndim == 4 and not last and x.shape[1] > 4 >= x.shape[-1]  # as (N, 32, 32, 4), with transparency
+    if (x.dtype != np.uint8 and x.dtype.kind != "f") or x.ndim not in (2, 3, 4) or len(x) == 0 or unclear:
         raise ValueError(
-            f"{source}: {split} must be bytes or floats (N, C, H, W), (N, H, W, C), (N, H, W) or (N, D), {got}"
+            f"{source}: {split} must be bytes or floats (N, C, H, W), (N, H, W, C) with C = 1 or 3, (N, H, W) or "
+            f"(N, D), N > 0, {got}"
         )
     if x.dtype.kind == "f" and x.ndim > 2 and x.min(initial=0) >= 0:
         raise ValueError(f"{source}: floats must be in [-1, 1], those of {split} are in [0, 1]: store 2x - 1, or bytes")
@@ -338,7 +342,7 @@ def _arrays_of(found: Mapping[str, NDArray[Any]], split: str, source: str) -> tu
         raise ValueError(f"{source}: {split}_labels must be integers >= 0, ({len(x)},), {got}")
     if x.ndim == 3:
         x = x[:, None]
-    elif x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
+    elif last:
         x = x.transpose(0, 3, 1, 2)
     images = torch.from_numpy(np.ascontiguousarray(x if x.dtype == np.uint8 else x.astype(np.float32)))
     return images, None if labels is None else torch.from_numpy(labels.astype(np.int64))

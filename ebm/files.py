@@ -1,6 +1,7 @@
 """Files: which of a folder are images and what they show, as bytes; and results, written whole or not at all."""
 
 import hashlib
+import io
 import json
 import os
 import sys
@@ -62,35 +63,43 @@ def decoded(
     """What `read_image` makes of each of the `files` of `folder`, bytes of `shape`. One that cannot be read raises
     ValueError; if such are to be skipped, a line on stderr says so.
 
-    More than a few are decoded once: an array in plain-ebm's cache folder holds them, under a hash of the files' names,
-    sizes and times and of what reads them. Where it cannot be written, stderr says so.
+    More than a few are decoded once, if all can be read: an array in plain-ebm's cache folder holds them, under a hash
+    of the files' paths, sizes and times and of what reads them. Where it cannot be written, stderr says so.
     """
-    states = [(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
-    reader = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    what = json.dumps([list(shape), background, PIL.__version__, reader, states])
-    kept = cache_folder() / "images" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.npy"
-    reasons = kept.with_suffix(".json")
-    if kept.is_file() and reasons.is_file() and (skip_unreadable or reasons.read_bytes() == b"{}"):
-        images, unreadable = np.load(kept, mmap_mode="c", allow_pickle=False), json.loads(reasons.read_bytes())
-    else:
-        images, unreadable = _decode(folder, files, shape, background, skip_unreadable)
-        if len(files) > FEW:
-            try:
-                with whole_files(kept.parent) as aside:
-                    (aside / reasons.name).write_text(json.dumps(unreadable))
-                    np.save(aside / kept.name, images)
-            except OSError as error:
-                print(f"{error}; the images of {folder} will be read anew", file=sys.stderr)
+    kept = _kept(files, shape, background) if len(files) > FEW else None
+    if kept:
+        with suppress(OSError, ValueError):  # it is not there, or torn
+            images = np.load(kept, mmap_mode="c", allow_pickle=False)
+            if images.shape == (len(files), *shape):
+                return dict(zip(files, torch.from_numpy(images), strict=True))
+    images, unreadable = _decode(folder, files, shape, background, skip_unreadable)
     if unreadable:
         why = next(iter(unreadable.values()))
         print(f"data.root={folder}: {len(unreadable)} unreadable images left out: {why}", file=sys.stderr)
-    readable = zip(files, torch.from_numpy(images), strict=True)
-    return {file: image for file, image in readable if str(file) not in unreadable}
+    elif kept:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(images))
+        try:
+            write_whole(kept, header.getbuffer(), images.data)
+        except OSError as error:
+            print(f"{error}; the images of {folder} will be read anew", file=sys.stderr)
+    decoded = zip(files, torch.from_numpy(images), strict=True)
+    return {file: image for file, image in decoded if file not in unreadable}
+
+
+def _kept(files: Sequence[Path], shape: Sequence[int], background: str) -> Path | None:
+    """Where the decoded files are kept; None where there is no home directory."""
+    states = [(str(file.absolute()), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
+    reader = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    what = json.dumps([list(shape), background, PIL.__version__, reader, states])
+    with suppress(RuntimeError):
+        return cache_folder() / "images" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.npy"
+    return None
 
 
 def _decode(
     folder: Path, files: Sequence[Path], shape: Sequence[int], background: str, skip_unreadable: bool
-) -> tuple[NDArray[np.uint8], dict[str, str]]:
+) -> tuple[NDArray[np.uint8], dict[Path, str]]:
     """The images (N, *shape), and why some could not be read, which are 0."""
     images, unreadable = np.zeros((len(files), *shape), np.uint8), {}
     bar = tqdm(files, desc=f"reading {folder}", unit=" images", disable=None, dynamic_ncols=True)
@@ -100,7 +109,7 @@ def _decode(
         except ValueError as error:
             if not skip_unreadable:
                 raise ValueError(f"{error}; data.skip_unreadable=true goes on without such files") from error
-            unreadable[str(file)] = str(error)
+            unreadable[file] = str(error)
     return images, unreadable
 
 

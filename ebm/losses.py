@@ -21,7 +21,7 @@ Logs = dict[str, Tensor]
 class Batch:
     """Data x⁺ and negatives x⁻, (B, *shape) each, what an energy says of them, and of data alone where there are none.
 
-    parallel      the energy as it is called once a step or more, so that its gradients are averaged over all ranks
+    parallel      the energy, so called that gradients are averaged over all ranks: at least once a step
     y_data, …     labels (B,) or None
     x_noise       (B, *shape), that the data are paired with, or None
     """
@@ -35,7 +35,7 @@ class Batch:
 
     @property
     def energy(self) -> Any:
-        """The module, for terms that need more of it."""
+        """The module itself, for what else it has."""
         return getattr(self.parallel, "module", self.parallel)
 
     @property
@@ -46,7 +46,7 @@ class Batch:
     def negatives(self) -> Tensor:
         """x⁻. Raises ValueError where there are none."""
         if self.x_model is None:
-            raise ValueError("a term of the loss takes negatives: its needs_negatives must be true")
+            raise ValueError("a term of the loss takes negatives, and none says needs_negatives = True")
         return self.x_model
 
     @cached_property
@@ -70,7 +70,8 @@ class Batch:
 
     @property
     def e_model(self) -> Tensor:
-        return self.forward[1]
+        """E of the negatives. Raises ValueError where there are none."""
+        return self.forward[1][: len(self.negatives)]
 
     @property
     def logits(self) -> Tensor | None:
@@ -113,9 +114,9 @@ class Loss(ABC):
         batch = Batch(energy, x_data, x_model, y_data, y_model, x_noise)
         loss, logs = self.of(batch, generator)
         logs |= {"loss": loss}
-        if "forward" in vars(batch):
+        if x_model is not None or "forward" in vars(batch):
             logs["score_real"] = -batch.e_data.mean()
-            if batch.x_model is not None:
+            if x_model is not None:
                 score_fake = -batch.e_model.mean()
                 logs |= {"cd": score_fake - logs["score_real"], "score_fake": score_fake, "e_model": batch.e_model}
         return loss, {name: value.detach() for name, value in logs.items()}
@@ -313,7 +314,7 @@ class Twins(Loss):
             )
 
     def of(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        more = self.differences(batch.energy, batch.x_data, generator) / batch.temperature
+        more = self.differences(batch.parallel, batch.x_data, generator) / batch.temperature
         value = self.weight * batch.temperature * functional.softplus(-more).mean()
         return value, {"twins_accuracy": (more > 0).float().mean()}
 

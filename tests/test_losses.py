@@ -4,7 +4,7 @@ from torch import nn
 
 from ebm.batches import mixed, noised
 from ebm.energies import MLPEnergy
-from ebm.losses import KL, Classification, ContrastiveDivergence, EnergyMatching, Sum, Twins
+from ebm.losses import KL, Batch, Classification, ContrastiveDivergence, EnergyMatching, Sum, Twins
 from ebm.optim import ExponentialDecay, PolynomialDecay, adam
 
 
@@ -104,6 +104,10 @@ def test_what_a_loss_takes():
         loss = Sum(dict(zip("ab", terms, strict=False)))
         assert (loss.needs_negatives, loss.needs_pairs) == (negatives, pairs)
     x = torch.zeros(4, 2)
+    _, logs = KL()(lambda x: x.square().sum(dim=1), x, x + 1, torch.Generator())
+    assert logs["e_model"].tolist() == [2] * 4  # also where the term itself does not ask for it
+    with pytest.raises(ValueError, match="needs_negatives = True"):
+        Batch(lambda x: x.sum(dim=1), x).e_model.mean()
     with pytest.raises(ValueError, match="in pairs with noise"):
         matching(lambda x: x.sum(dim=1), x, None, torch.Generator())
     with pytest.raises(ValueError, match=r"loss\.kl has the settings .*loss\.kl=null"):

@@ -212,7 +212,8 @@ GROUPS = {
         "[contrastive_divergence,kl]": [],
         "[contrastive_divergence,twins]": ["loss.twins.rotation=90"],
         "twins": ["loss.twins.flip=0.5", "train.log_every=1"],
-        "energy_matching": ["sampler.start=normal"],
+        "energy_matching": ["sampler.start=normal", "sampler.bounds=null"],
+        "kl": [],
     },
     "+ablation": {
         **{name: [] for name in ("none", "kl", "augmented", "informative", "annealed")},
@@ -648,6 +649,7 @@ def test_evaluate_batch_size_changes_nothing(run_dir, tmp_path):
         ("data=folder", ["data.root"]),
         ("data=plane energy=mlp loss=[contrastive_divergence,twins]", ["loss.twins", "(2,)"]),
         ("loss=[contrastive_divergence,classification]", ["loss.classification", "energy.classes"]),
+        ("loss=[energy_matching]", ["sampler.start=normal sampler.bounds=null", "got sampler.start=uniform"]),
         ("loss=[]", ["loss must be"]),
     ],
 )

@@ -96,7 +96,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     if not isinstance(terms, dict) or any(str(name).startswith("_") for name in terms):
         raise ValueError(f"loss must be terms by name, got {terms!r}")
     others = [(group, group, value) for group, value in config.items() if group not in ("loss", "phases")]
-    for group, key, value in [*others, *(("loss", f"loss.{name}", term) for name, term in terms.items())]:
+    in_loss = [("loss", f"loss.{name}", term) for name, term in terms.items() if term is not None]
+    for group, key, value in [*others, *in_loss]:
         name = str(value.get("_target_")) if isinstance(value, dict) else ""
         if group in SHIPPED and name not in SHIPPED[group]:
             package = name.partition(".")[0]

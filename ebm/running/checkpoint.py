@@ -201,7 +201,7 @@ def _problem(state: Mapping[str, Any]) -> str:
             return f"{key} is {type(state.get(key)).__name__}, not {kind.__name__}"
     if not isinstance(state.get("data_hashes", {}), dict):
         return "data_hashes are no dict"
-    for key in ("data", "sampler"):
+    for key in ("data", "sampler", "train"):
         if not isinstance(state["config"].get(key, {}), dict):
             return f"config.{key} is {type(state['config'][key]).__name__}, not dict"
     shape = state["energy_config"].get("shape")

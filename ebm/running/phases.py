@@ -1,6 +1,6 @@
 """The phases of a training: its last parts, and what each sets anew."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebm import check
@@ -55,6 +55,29 @@ def configs(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         merged = _merged(result[-1], changes)
         merged["loss"] = {name: term for name, term in merged.get("loss", {}).items() if term is not None}
         result.append(merged)
+    return result
+
+
+def explicit(config: Mapping[str, Any], of_phases: Sequence[Any]) -> dict[str, Any]:
+    """The configuration, resolved, with what its phases set by following another setting written into them: `of_phases`
+    are those of an unresolved one, each resolved."""
+    result = dict(config)
+    for i, name in enumerate(config.get("phases") or {}, start=1):
+        follows = _differences(configs(result)[i], of_phases[i])
+        if follows:
+            result["phases"] = {**result["phases"], name: _merged(result["phases"][name], follows)}
+    return result
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be merged into `before` for the values of `after`."""
+    result: dict[str, Any] = {}
+    for key, value in after.items():
+        inner = before.get(key)
+        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
+        differs = _differences(inner, value) if both else value  # type: ignore[arg-type]
+        if differs if both else value != inner:
+            result[key] = differs
     return result
 
 

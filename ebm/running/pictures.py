@@ -41,10 +41,10 @@ def draw_samples(
     short = sampler(energy, noise, generator.clone_state(), labels=labels)
     trace = sampler.trace(energy, noise, generator, every=every, steps=steps, labels=labels)
     chosen = torch.randperm(buffer.size, generator=generator, device=device)
-    held = buffer.chains[chosen] if training.phase.loss.needs_negatives else None  # else they are at rest
+    held = buffer.chains[chosen[:512]] if training.phase.loss.needs_negatives else None  # else they are at rest
     scores = {"real": metrics.scores(energy, real[:512], device=device)}
     if held is not None:
-        scores = {"buffer": metrics.scores(energy, held[:512], device=device)} | scores
+        scores = {"buffer": metrics.scores(energy, held, device=device)} | scores
     is_image = real.dim() == 4
     keys = ["samples/generation", "samples/buffer", "chain/state"] if is_image else ["samples/points", "chain/state"]
     keys = [key for key in keys if held is not None or key in ("samples/generation", "samples/points")]

@@ -15,7 +15,7 @@ from ebm.running.state import Training, default_generator
 
 # What may differ when a run is resumed; anything else would make it another run.
 MAY_CHANGE = re.compile(
-    r"cache|judge|device|objective|rank_timeout_minutes|data\.root|sampler\.(threads|backend)|(guard|wandb)\..*"
+    r"cache|judge|device|objective|rank_timeout_minutes|data\.(root|file)|sampler\.(threads|backend)|(guard|wandb)\..*"
     r"|train\.(?!batch_size|chains|grad_norm_clip|data_noise_std).*"
 )
 

@@ -1,7 +1,7 @@
 """The parts of a training, and where it is: what the loop works on, and what a checkpoint holds of it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,15 @@ class Phase:
     grad_norm_clip: float
     warmup_steps: int
 
+    def check(self, shape: Sequence[int], classes: int | None) -> None:
+        """ValueError where its loss has no meaning for such data, energy or sampler."""
+        self.loss.check(shape, classes)
+        if self.loss.needs_pairs and (self.sampler.start != "normal" or self.sampler.bounds is not None):
+            got = f"sampler.start={self.sampler.start} sampler.bounds={self.sampler.bounds}"
+            raise ValueError(
+                f"loss.energy_matching begins at N(0, I): set sampler.start=normal sampler.bounds=null, got {got}"
+            )
+
 
 @dataclass
 class Training:
@@ -121,7 +130,8 @@ class Training:
         self.phase = phase = self.phases[number]
         if phase.new_buffer:
             self.buffer = phase.new_buffer(self.dataset, self.energy, self.generator, self.ranks)
-        self.buffer.check_count(phase.chains)
+        if phase.loss.needs_negatives:
+            self.buffer.check_count(phase.chains)
         if phase.new_optimizer:
             self.optimizer = phase.new_optimizer(self.energy.parameters())
             self.lr: float = self.optimizer.param_groups[0]["lr"]

@@ -40,9 +40,10 @@ def background_of(state: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 
 
 def data_name(state: Mapping[str, Any]) -> str:
-    """What the checkpoint's data are called: their name, their folder, or the function that returns them."""
+    """What the checkpoint's data are called: their name, their folder or file, or the function that returns them."""
     config = data_config(state)
-    return str(config.get("name", config.get("root", str(config.get("_target_")).rpartition(".")[2])))
+    named = (config[key] for key in ("name", "root", "file") if key in config)
+    return str(next(named, str(config.get("_target_")).rpartition(".")[2]))
 
 
 def dataset_of(state: Mapping[str, Any], root: str | None = None) -> Dataset:

@@ -28,7 +28,8 @@ class ReplayBuffer:
     Fresh chains are noise, by `start` uniform in [−1, 1] or normal, as the sampler's; with `init` "class_means" a
     random one of `class_means()` (classes, *shape) plus N(0, init_noise_std²), clamped to [−1, 1] (informative
     initialisation, Yang & Ji 2021, "JEM++"). A share `data_share` of them are, instead, random ones of `images` and
-    their labels or None, plus N(0, init_noise_std²): as in contrastive divergence's first form (Hinton 2002).
+    their labels or None, plus N(0, init_noise_std²), as in contrastive divergence's first form (Hinton 2002); in all
+    that is logged they count as fresh ones.
 
     `augment` turns, scales, shifts and mirrors drawn chains (B, C, H, W) with its `probability`, by
     `random_affine` with the rest of it (Du, Li, Tenenbaum & Mordatch 2021, section 3.2): steps that SGLD does

@@ -50,7 +50,7 @@ def cuda_graph(steps: Steps, x: Tensor, noise: Tensor, step_sizes: Sequence[floa
     current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, stream=side):
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):  # others may pin memory now
             steps(own_x, own_noise, step_sizes, own_labels)
     except BaseException:
         torch.cuda.set_stream(current)  # torch stays on the other one where a recording fails

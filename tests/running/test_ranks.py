@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from test_resume import MATCHING, SMALL, assert_equal, checkpoint, go, images, processes, records, resume  # noqa: F401
 
 from ebm.energies import ConvEnergy
-from ebm.losses import KL, ContrastiveDivergence, EnergyMatching, Sum
+from ebm.losses import KL, ContrastiveDivergence, EnergyMatching, Sum, Twins
 from ebm.running import ranks
 from ebm.running.cli import Signals
 
@@ -54,6 +54,8 @@ def energy_and_batch() -> tuple[ConvEnergy, torch.Tensor, torch.Tensor]:
 LOSSES = {
     "divergence": Sum({"cd": ContrastiveDivergence(), "kl": KL(0.5, entropy_weight=0)}),
     "matching": Sum({"matching": EnergyMatching()}),
+    "twins": Sum({"twins": Twins(shift=0.2)}),
+    "all": Sum({"cd": ContrastiveDivergence(), "twins": Twins(shift=0.2), "matching": EnergyMatching()}),
 }
 
 

@@ -107,11 +107,14 @@ def assert_equal(a, b, path: str = "") -> None:
 FIFO = ["buffer.policy=fifo", "buffer.initial=16", "buffer.init=class_means"]
 
 
-MATCHING = ["loss=[energy_matching]", "sampler.start=normal", "data.flip=0.5"]
-BOTH = ["loss=[energy_matching,contrastive_divergence]", "buffer.data_share=0.5", "sampler.start=normal"]
+MATCHING = ["loss=[energy_matching]", "sampler.start=normal", "sampler.bounds=null", "data.flip=0.5"]
+BOTH = ["loss=[energy_matching,contrastive_divergence]", "buffer.data_share=0.5", *MATCHING[1:], "+loss.kl=null"]
+FOLLOWS = ["loss=[contrastive_divergence,kl]", "phases={finish: {share: 0.1, sampler: {step_size: 3, start: normal}}}"]
 
 
-@pytest.mark.parametrize("more", [[], FIFO, [*FIFO, "energy.classes=2"], [*FIFO, "train.chains=4"], MATCHING, BOTH])
+@pytest.mark.parametrize(
+    "more", [[], FIFO, [*FIFO, "energy.classes=2"], [*FIFO, "train.chains=4"], MATCHING, BOTH, FOLLOWS]
+)
 def test_a_stop_in_mid_epoch_leaves_no_trace(tmp_path, images, more):
     """29 steps, then 40: neither is a multiple of the 4 steps of an epoch or of log_every."""
     go(tmp_path / "whole", *SMALL, images, *more, "train.max_steps=40")
