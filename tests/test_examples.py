@@ -28,7 +28,7 @@ def test_each_is_under_ten_lines():
 
 def test_score_a_batch(tmp_path, monkeypatch):
     scores = names_of("scores =", tmp_path, monkeypatch)["scores"]
-    assert scores.shape == (100,) and abs(scores.mean()) < 0.1  # noise scores −23
+    assert scores.shape == (100,) and abs(scores.mean()) < 0.1  # noise scores −21
 
 
 def test_sample_ten_images(tmp_path, monkeypatch):
