@@ -18,12 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ebm import check, composition
-from ebm.data import given_images, scaled
+from ebm.arrays import given_images
+from ebm.data import scaled
 from ebm.evaluation import figures, restoration
 from ebm.evaluation.sample_files import Samples, write_samples
 from ebm.running import checkpoint, trained
 from ebm.running.cli import one_line_errors, output_folder, pick_device
-from ebm.sampling.chains import Chains, chain_generators, chosen_chains, chosen_labels, initial_noise
+from ebm.sampling.chains import Chains, chain_generators, chosen_chains, chosen_labels
+from ebm.sampling.sgld import SGLD
 
 # Without steps=: what restored 128 held-out training digits best with the weights that ship; denoise has its own.
 STEPS = {"buffer": 256, "images": 256, "inpaint": 100, "sharpen": 80, "interpolate": 60}
@@ -45,19 +47,19 @@ def launch(cfg: DictConfig) -> None:
     elif cfg.init == "interpolate":
         samples = interpolate(cfg, state, chains, energy)
     else:
-        samples = draw(cfg, state, chains, energy, sampler.start)
+        samples = draw(cfg, state, chains, energy, sampler)
     write_samples(out, samples, cfg.snapshots)
 
 
-def draw(cfg: DictConfig, state: dict[str, Any], chains: Chains, energy: nn.Module, start: str) -> Samples:
-    """Samples from noise of the law `start`, from the checkpoint's chains or from images."""
+def draw(cfg: DictConfig, state: dict[str, Any], chains: Chains, energy: nn.Module, sampler: SGLD) -> Samples:
+    """Samples from noise, from the checkpoint's chains or from images."""
     shape, count = checkpoint.input_shape(state), cfg.num_samples
     if cfg.init == "noise":
         check.memory(f"num_samples={count}", count * (4 * math.prod(shape) * 2 + 2 * GENERATOR))
     names, source = state.get("class_names") or [], f"checkpoint={cfg.checkpoint}"
     labels = chosen_labels(energy, count, cfg.label, names, source)
     if cfg.init == "noise":
-        x = initial_noise((count, *shape), chain_generators(cfg.seed + 1, count), start)
+        x = sampler.initial((count, *shape), chain_generators(cfg.seed + 1, count))
     elif cfg.init == "images":
         x = images_of(cfg, state)
         labels = chosen_labels(energy, len(x), cfg.label, names, source)

@@ -55,6 +55,7 @@ class Network(nn.Module):
         return self.scaled(self.layers)
 
     def scaled(self, layers: nn.Sequential) -> nn.Sequential:
+        """The layers, and the output's scale as the last one where it is not 1."""
         return layers if self.output_scale == 1 else nn.Sequential(*layers, Scale(self.output_scale))
 
     def outputs(self, x: Tensor) -> Tensor:

@@ -83,8 +83,8 @@ def decoded(
             write_whole(kept, header.getbuffer(), images.data)
         except OSError as error:
             print(f"{error}; the images of {folder} will be read anew", file=sys.stderr)
-    decoded = zip(files, torch.from_numpy(images), strict=True)
-    return {file: image for file, image in decoded if file not in unreadable}
+    read = zip(files, torch.from_numpy(images), strict=True)
+    return {file: image for file, image in read if file not in unreadable}
 
 
 def _kept(files: Sequence[Path], shape: Sequence[int], background: str) -> Path | None:

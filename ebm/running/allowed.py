@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from ebm import densities
-from ebm.data import arrays, image_folder, mnist5k, torchvision_dataset
+from ebm import arrays, densities
+from ebm.data import image_folder, mnist5k, torchvision_dataset
 from ebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy
 from ebm.losses import KL, Classification, ContrastiveDivergence, EnergyMatching, Twins
 from ebm.optim import ExponentialDecay, PolynomialDecay, adam
@@ -33,7 +33,7 @@ SHIPPED: dict[str, dict[str, Part]] = {
         "ebm.data.mnist5k": mnist5k,
         "ebm.data.torchvision_dataset": torchvision_dataset,
         "ebm.data.image_folder": image_folder,
-        "ebm.data.arrays": arrays,
+        "ebm.arrays.dataset": arrays.dataset,
         "ebm.densities.dataset": densities.dataset,
     },
     "sampler": {"ebm.sampling.sgld.SGLD": SGLD},

@@ -21,19 +21,17 @@ Given = tuple[Tensor, Tensor]  # (mask, values)
 
 def uniform_noise(shape: Sequence[int], generator: Generators) -> Tensor:
     """Noise (B, *shape) uniform in [−1, 1] on the generator's device; one generator, or one a chain as in SGLD."""
-    x = torch.empty(*shape, device=(generator if isinstance(generator, torch.Generator) else generator[0]).device)
-    for part, its_generator in with_generators(x, generator):
-        part.uniform_(-1, 1, generator=its_generator)
-    return x
+    return initial_noise(shape, generator)
 
 
 def initial_noise(shape: Sequence[int], generator: Generators, law: str = "uniform") -> Tensor:
     """Where chains (B, *shape) start: uniform in [−1, 1], or "normal", N(0, I); generators as in `uniform_noise`."""
-    if law == "uniform":
-        return uniform_noise(shape, generator)
     x = torch.empty(*shape, device=(generator if isinstance(generator, torch.Generator) else generator[0]).device)
     for part, its_generator in with_generators(x, generator):
-        part.normal_(generator=its_generator)
+        if law == "normal":
+            part.normal_(generator=its_generator)
+        else:
+            part.uniform_(-1, 1, generator=its_generator)
     return x
 
 
