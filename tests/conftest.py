@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,19 @@ def data_root() -> Path:
     if not (root / "MNIST/raw").is_dir():
         pytest.skip("no MNIST: set EBM_DATA to a folder that holds MNIST/raw")
     return root
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CIFAR-10 (JPEG) as data=folder reads it: 50 images of each class, and 10 to test with."""
+    archive = data_root / "cifar10-jpeg.tar.xz"
+    if not archive.is_file():
+        pytest.skip("no CIFAR-10: set EBM_DATA to a folder that holds cifar10-jpeg.tar.xz")
+    folder = tmp_path_factory.mktemp("cifar10")
+    with tarfile.open(archive) as files:
+        few = [file for file in files if file.isdir() or file.name.endswith("00.jpg")]
+        files.extractall(folder, few, filter="data")
+    return folder
 
 
 @pytest.fixture(scope="session")
