@@ -56,7 +56,7 @@ def test_what_stands_beside_them(name):
 
 def test_every_recipe_ships_but_the_tutorials_the_plane_by_matching_and_colour():
     recipes = {file.stem for file in (ROOT / "conf/experiment").glob("*.yaml")}
-    assert recipes == {"tutorial", "plane", "plane_matching", "cifar10", *NAMES}
+    assert recipes == {"tutorial", "plane", "plane_matching", "cifar10", "cifar10_divergence", *NAMES}
 
 
 # Mean −E(x) of the first of the embedded digits of each class, of the same turned by 90°, and of ten images of noise;

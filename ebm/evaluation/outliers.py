@@ -39,6 +39,7 @@ MADE_OF_IMAGES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {  # of
     # its side is what reflection at the edges can fill
     "blurred": lambda x, _: functional.gaussian_blur(x, [min(9, 2 * min(x.shape[-2:]) - 1)] * 2, [1.5, 1.5]),
     "halves": _halves,
+    "grey": lambda x, _: functional.rgb_to_grayscale(x, num_output_channels=3),
 }
 LEVELS = ("gaussian_", "uniform_")  # and a number
 
@@ -99,6 +100,7 @@ def outliers(
     blurred                 by a Gaussian of 1.5 pixels
     permuted                all pixels in one random order
     halves                  the upper half of each over the lower half of another
+    grey                    without their colours
     constant                256 images of one grey each, black to white
     mnist, fashion_mnist, kmnist, omniglot, svhn, cifar10    the test split that torchvision finds in `root`; it never
                             downloads. In the data's channels and size
@@ -119,6 +121,7 @@ def outliers(
         check.that(x.dim() == 4, "made of images, the data are vectors")
         height, width = x.shape[-2:]
         check.that(height == width or name != "rotated90", f"needs square images, the data's are {height}×{width}")
+        check.that(x.shape[1] == 3 or name != "grey", f"needs images in colour, the data's have {x.shape[1]} channel(s)")
         return MADE_OF_IMAGES[name](x, generator)
     kind, _, level = name.partition("_")
     noise = uniform_noise(x.shape, generator) if kind == "uniform" else torch.randn(x.shape, generator=generator)

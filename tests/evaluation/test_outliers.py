@@ -44,6 +44,13 @@ def test_halves_are_of_two_images() -> None:
     assert all(a != b for a, b in pairs)
 
 
+def test_grey_has_the_brightness_of_the_colours() -> None:
+    colour = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    grey = get("grey", Dataset("colour", colour, colour))
+    luma = 0.299 * colour[:, 0] + 0.587 * colour[:, 1] + 0.114 * colour[:, 2]  # ITU-R BT.601
+    torch.testing.assert_close(grey, luma.unsqueeze(1).expand(-1, 3, -1, -1), atol=2e-4, rtol=0)
+
+
 def test_noise_has_its_level_and_stays_in_the_box() -> None:
     grey = Dataset("grey", torch.zeros(2, 1, 8, 8), torch.zeros(500, 1, 8, 8))
     assert get("gaussian_0.1", grey).std() == pytest.approx(0.1, rel=0.03)
@@ -78,6 +85,8 @@ def test_what_cannot_be_had_says_why() -> None:
         get("rotated", vectors)
     with pytest.raises(ValueError, match="vectors"):
         get("mnist", vectors)
+    with pytest.raises(ValueError, match="needs images in colour"):
+        get("grey")
     wide = Dataset("wide", torch.zeros(2, 1, 4, 6), torch.zeros(2, 1, 4, 6))
     with pytest.raises(ValueError, match="square"):
         get("rotated90", wide)
