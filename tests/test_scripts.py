@@ -900,3 +900,18 @@ def test_a_signal_before_there_is_anything_to_save(tmp_path, number, module, com
         assert "it was cut off" in out and "it ended before it began" in out
     else:
         assert left == set() and out == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings another OpenMP")
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
+@pytest.mark.parametrize("given, found", [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+def test_torchs_threads_wait_without_spinning_unless_the_user_says_so(script, given, found):
+    """As OpenMP itself says when torch loads it."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    result = subprocess.run(
+        [sys.executable, str(ROOT / script), "--cfg", "job"],
+        capture_output=True,
+        text=True,
+        env=environment | given | {"OMP_DISPLAY_ENV": "true"},
+    )
+    assert f"OMP_WAIT_POLICY = '{found}'" in result.stderr

@@ -121,7 +121,7 @@ def outliers(
         check.that(x.dim() == 4, "made of images, the data are vectors")
         height, width = x.shape[-2:]
         check.that(height == width or name != "rotated90", f"needs square images, the data's are {height}×{width}")
-        check.that(x.shape[1] == 3 or name != "grey", f"needs images in colour, the data's have {x.shape[1]} channel(s)")
+        check.that(x.shape[1] == 3 or name != "grey", f"needs colours, the data have {x.shape[1]} channel(s)")
         return MADE_OF_IMAGES[name](x, generator)
     kind, _, level = name.partition("_")
     noise = uniform_noise(x.shape, generator) if kind == "uniform" else torch.randn(x.shape, generator=generator)

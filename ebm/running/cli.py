@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     import torch
 
+# torch reads it when it is imported. Its threads otherwise spin for milliseconds where they have nothing to do, on the
+# cores that the chains' threads need, or another process.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Names that have changed: of keys, and of the options of groups.
 RENAMED = {

@@ -40,6 +40,11 @@ FIGURES = {  # of a card: key of evaluate.py, digits
     "upside_down": ("auroc/rotated", 3),
     "halves": ("auroc/halves", 3),
     "noisy": ("auroc/noisy", 3),
+    "blurred": ("auroc/blurred", 3),
+    "stays": ("chains/same_class/labelled", 3),
+    "stays_any": ("chains/same_class", 3),
+    "any": ("frechet/{judge}-n2000/256/any", 1),
+    "any_entropy": ("class_entropy/256/any", 3),
     "kl": ("kl", 3),
 }
 WITH_INTERVAL = ("accuracy", "distance")  # of one seed

@@ -85,7 +85,7 @@ def test_what_cannot_be_had_says_why() -> None:
         get("rotated", vectors)
     with pytest.raises(ValueError, match="vectors"):
         get("mnist", vectors)
-    with pytest.raises(ValueError, match="needs images in colour"):
+    with pytest.raises(ValueError, match="needs colours"):
         get("grey")
     wide = Dataset("wide", torch.zeros(2, 1, 4, 6), torch.zeros(2, 1, 4, 6))
     with pytest.raises(ValueError, match="square"):
