@@ -124,9 +124,9 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cifar10_folder(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CIFAR-10 (JPEG) as data=folder reads it: 50 images of each class, and 10 to test with."""
-    archive = data_root / "cifar10-jpeg.tar.xz"
+    archive = Path(os.environ.get("EBM_DATA", ROOT / "../shared/data")) / "cifar10-jpeg.tar.xz"
     if not archive.is_file():
         pytest.skip("no CIFAR-10: set EBM_DATA to a folder that holds cifar10-jpeg.tar.xz")
     folder = tmp_path_factory.mktemp("cifar10")

@@ -205,6 +205,7 @@ GROUPS = {
         "plane": [],
         "plane_matching": ["sampler.noise_std=0.1"],
         "cifar10": ["data=folder", "data.root={images}", "energy.width=2", "energy.stem=2", "train.chains=8"],
+        "cifar10_divergence": ["data=folder", "data.root={images}", "energy.width=2", "energy.stem=2"],
     },
     "loss": {
         "contrastive_divergence": [],

@@ -42,7 +42,6 @@ FIGURES = {  # of a card: key of evaluate.py, digits
     "noisy": ("auroc/noisy", 3),
     "blurred": ("auroc/blurred", 3),
     "stays": ("chains/same_class/labelled", 3),
-    "stays_any": ("chains/same_class", 3),
     "any": ("frechet/{judge}-n2000/256/any", 1),
     "any_entropy": ("class_entropy/256/any", 3),
     "kl": ("kl", 3),
@@ -79,7 +78,7 @@ def of_card(name: str, card: dict[str, Any], seeds: list[str]) -> dict[str, str]
         cells |= {
             "data": checkpoint.load(file)["config"]["data"].get("name", "mnist5k"),
             "network": f"{NETWORKS[type(energy).__name__]}, {parameters / 1000:.0f} k",
-            "minutes": f"{median(card['minutes'][seed] for seed in seeds):.1f}",
+            "minutes": cell("minutes", "minutes", 1, [{"minutes": card["minutes"][seed]} for seed in seeds]),
             "rollbacks": str(sum(len(card["guard"][seed]) for seed in seeds)),
         }
     judge = (card["protocol"]["judge"] or {"name": None})["name"]
