@@ -77,14 +77,14 @@ def row(run: Path, recipe: str, others: str, device: list[str]) -> dict[str, Any
     sets = f"ood.sets=[{','.join(SETS)}]"
     protocol = ["evaluation=shipped", "evaluation.parts=[ood,samples]", f"samples.steps=[{steps}]", sets]
     data = dataset_of(state)
-    name = "cifar10" if data.shape == (3, 32, 32) else None
-    named = [f"judge={name}"] if name else []
+    its_judge = "cifar10" if data.shape == (3, 32, 32) else None  # else one of the data's own
+    judged = [f"judge={its_judge}"] if its_judge else []
     numbers_in, sheet_in = run / "evaluation" / "colour", run / "sheet"
-    python("evaluate.py", f"checkpoint={run}", *protocol, *named, f"ood.root={others}", f"out={numbers_in}", *device)
+    python("evaluate.py", f"checkpoint={run}", *protocol, *judged, f"ood.root={others}", f"out={numbers_in}", *device)
     seconds = python("sample.py", f"checkpoint={run}", "num_samples=64", f"out={sheet_in}", *device)
     numbers = json.loads((numbers_in / "metrics.json").read_text())
     on = "cuda" if torch.cuda.is_available() else "cpu"
-    net, _ = judge(data, name, device=on)
+    net, _ = judge(data, its_judge, device=on)
     test = features_of(net, data.test, device=on)
     mean = functional.avg_pool2d(functional.pad(scaled(data.test), [1] * 4, mode="replicate"), 3, stride=1)
     blurred = frechet(test, features_of(net, mean[:2000], device=on))
@@ -117,8 +117,8 @@ where = [f"data.root={given.data}", *(["data=folder"] if in_folders else [])]
 device = [override for override in overrides if override.startswith("device=")]
 for recipe in [given.only] if given.only else RECIPES:
     train(given.out / recipe, recipe, where + overrides, given.minutes)
-runs = {recipe: given.out / recipe for recipe in RECIPES}
-rows = [row(run, recipe, given.others, device) for recipe, run in runs.items() if is_complete(run)]
+complete = [recipe for recipe in RECIPES if is_complete(given.out / recipe)]
+rows = [row(given.out / recipe, recipe, given.others, device) for recipe in complete]
 table = {
     "command": f"python tests/benchmarks/colour.py OUT data {given.minutes:g} {' '.join(overrides)}".strip(),
     "note": "CIFAR-10 (JPEG)" if in_folders else "CIFAR-10",
