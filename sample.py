@@ -43,7 +43,7 @@ def launch(cfg: DictConfig) -> None:
     energy = composed_energy(cfg, state).to(device)
     chains = Chains(sampler.trace, cfg.seed, cfg.batch_size, cfg.frames, device, bar=True)
     if cfg.init in ("inpaint", "denoise", "sharpen"):
-        samples = restore_images(cfg, state, chains, energy, levels)
+        samples = restore_images(cfg, state, chains, energy, sampler, levels)
     elif cfg.init == "interpolate":
         samples = interpolate(cfg, state, chains, energy)
     else:
@@ -77,7 +77,7 @@ def draw(cfg: DictConfig, state: dict[str, Any], chains: Chains, energy: nn.Modu
 
 
 def restore_images(
-    cfg: DictConfig, state: dict[str, Any], chains: Chains, energy: nn.Module, levels: list[float]
+    cfg: DictConfig, state: dict[str, Any], chains: Chains, energy: nn.Module, sampler: SGLD, levels: list[float]
 ) -> Samples:
     """Degrade images, at each level of noise, restore them and compare: a table of PSNR and a contact sheet."""
     generator = torch.Generator().manual_seed(cfg.seed)
@@ -87,7 +87,8 @@ def restore_images(
         if cfg.init == "denoise":
             task = restoration.denoising(energy, clean, level, generator)
         elif cfg.init == "inpaint":
-            task = restoration.inpainting(energy, clean, str(cfg.mask), cfg.seed + 1)
+            noise = sampler.initial(clean.shape, chain_generators(cfg.seed + 1, len(clean)))
+            task = restoration.inpainting(energy, clean, str(cfg.mask), noise)
         else:
             task = restoration.sharpening(energy, clean, level, generator, cfg.blur, cfg.fidelity)
         steps = cfg.steps or STEPS.get(cfg.init) or max(1, round(50 * level))

@@ -8,7 +8,7 @@ import torch
 from conftest import assert_one_line_error, bytes_of, run, tiles
 from PIL import Image
 from scipy import ndimage
-from scipy.stats import kstest
+from scipy.stats import kstest, truncnorm
 from skimage import filters, restoration
 from torch import nn
 
@@ -349,6 +349,22 @@ def test_inpaint_keeps_what_is_given_bit_for_bit(tmp_path, figures_saved):
     shown = list(rows.values())
     assert np.array_equal(shown[0], bytes_of(clean)) and np.array_equal(shown[-1], bytes_of(torch.from_numpy(x)))
     assert np.array_equal(shown[1][:, ~hidden], bytes_of(clean)[:, ~hidden])
+
+
+def test_inpainting_starts_in_the_hole_as_the_sampler_starts(tmp_path):
+    arguments = [
+        "checkpoint=quick",
+        "init=inpaint",
+        "num_samples=64",
+        "steps=1",
+        "sampler.step_size=1e-9",
+        "sampler.noise_std=0",
+    ]
+    result = run("sample.py", *arguments, "sampler.start=normal", "sampler.bounds=null", f"out={tmp_path / 'out'}")
+    assert result.returncode == 0, result.stderr
+    hole = np.load(tmp_path / "out/samples.npz")["samples"][..., :14]
+    inside = hole[np.abs(hole) < 1]  # files are clipped
+    assert kstest(inside, truncnorm(-1, 1).cdf).pvalue > 1e-3 and abs(inside.size / hole.size - 0.683) < 0.02
 
 
 def numbers(stdout, row):

@@ -18,7 +18,7 @@ from ebm import check
 from ebm.composition import Observed
 from ebm.evaluation import figures, metrics
 from ebm.files import opened
-from ebm.sampling.chains import Chains, Given, chain_generators, uniform_noise
+from ebm.sampling.chains import Chains, Given
 
 PLACES = ("left", "right", "top", "bottom", "center")
 
@@ -131,13 +131,13 @@ def denoising(energy: nn.Module, clean: Tensor, noise_std: float, generator: tor
     return Task(f"σ {noise_std:g}", clean, seen, denoised(seen, clean), energy, start=seen)
 
 
-def inpainting(energy: nn.Module, clean: Tensor, mask: str, seed: int) -> Task:
-    """Chains from uniform noise in the hole, the pixels around it given; `mask` as in `hidden_pixels`."""
+def inpainting(energy: nn.Module, clean: Tensor, mask: str, noise: Tensor) -> Task:
+    """Chains from `noise` in the hole, the pixels around it given; `mask` as in `hidden_pixels`."""
     hidden = hidden_pixels(mask, clean.shape[1:])
     seen = clean.masked_fill(hidden, 0)
-    start = uniform_noise(seen.shape, chain_generators(seed, len(seen))).where(hidden, seen)
     given = ((~hidden).expand_as(seen), seen)
-    return Task(f"mask {Path(mask).stem}", clean, seen, inpainted(seen, hidden), energy, start, given, hidden)
+    start, filtered = noise.where(hidden, seen), inpainted(seen, hidden)
+    return Task(f"mask {Path(mask).stem}", clean, seen, filtered, energy, start, given, hidden)
 
 
 def sharpening(

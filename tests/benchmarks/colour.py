@@ -2,7 +2,7 @@
 
 python tests/benchmarks/colour.py OUT data 10                            # ten minutes of training each, and the table
 python tests/benchmarks/colour.py OUT data 10 --only divergence          # one of them
-python tests/benchmarks/colour.py OUT data 4 data.image_size=16 energy.width=16 energy.stem=16 device=cpu
+python tests/benchmarks/colour.py OUT data 4 --device cpu data.image_size=16 energy.width=16 energy.stem=16
 
 `data` is torchvision's root, or a folder with train/ and test/, whose images `data.image_size` may resize. A run in OUT
 has goes on from where it was stopped. Writes OUT/colour.json of the runs that are complete. Distances are also in units
@@ -51,26 +51,35 @@ COLUMNS = {
 
 def python(script: str, *overrides: str) -> float:
     """Seconds that the command took. Raises CalledProcessError where it failed."""
+    command = [sys.executable, str(ROOT / script), *overrides]
     began = time.perf_counter()
-    subprocess.run([sys.executable, str(ROOT / script), *overrides], check=True)
+    with subprocess.Popen(command) as child:  # run() kills it on Ctrl-C, before it has saved
+        if failed := child.wait():
+            raise subprocess.CalledProcessError(failed, command)
     return time.perf_counter() - began
 
 
-def is_complete(run: Path) -> bool:
+def is_complete(run: Path, minutes: float) -> bool:
+    """Raises ValueError for a run of another length: the table compares equal ones."""
     if not (run / "checkpoints" / "last.pt").is_file():
         return False
     state = checkpoint.load(run)
-    return state["loop"]["seconds"] >= 60 * state["config"]["train"]["max_minutes"]
+    its_own = state["config"]["train"]["max_minutes"]
+    if its_own != minutes:
+        raise ValueError(f"{run} is a run of {its_own:g} minutes, not of {minutes:g}: give its minutes, or another OUT")
+    return state["loop"]["seconds"] >= 60 * minutes
 
 
 def train(run: Path, recipe: str, given: list[str], minutes: float) -> None:
-    if not (run / "checkpoints" / "last.pt").is_file():
-        python("train.py", *RECIPES[recipe], *given, f"train.max_minutes={minutes}", f"hydra.run.dir={run}")
-    elif not is_complete(run):
+    if is_complete(run, minutes):
+        return
+    if (run / "checkpoints" / "last.pt").is_file():
         python("train.py", f"resume={run}")
+    else:
+        python("train.py", *RECIPES[recipe], *given, f"train.max_minutes={minutes}", f"hydra.run.dir={run}")
 
 
-def row(run: Path, recipe: str, others: str, device: list[str]) -> dict[str, Any]:
+def row(run: Path, recipe: str, others: str, device: str) -> dict[str, Any]:
     """The numbers of a run that is complete, drawn with as many steps as its pictures."""
     state = checkpoint.load(run)
     steps = state["config"]["train"]["sample_steps"]
@@ -79,15 +88,14 @@ def row(run: Path, recipe: str, others: str, device: list[str]) -> dict[str, Any
     data = dataset_of(state)
     its_judge = "cifar10" if data.shape == (3, 32, 32) else None  # else one of the data's own
     judged = [f"judge={its_judge}"] if its_judge else []
-    numbers_in, sheet_in = run / "evaluation" / "colour", run / "sheet"
-    python("evaluate.py", f"checkpoint={run}", *protocol, *judged, f"ood.root={others}", f"out={numbers_in}", *device)
-    seconds = python("sample.py", f"checkpoint={run}", "num_samples=64", f"out={sheet_in}", *device)
+    on, numbers_in, sheet_in = f"device={device}", run / "evaluation" / "colour", run / "sheet"
+    python("evaluate.py", f"checkpoint={run}", *protocol, *judged, f"ood.root={others}", f"out={numbers_in}", on)
+    seconds = python("sample.py", f"checkpoint={run}", "num_samples=64", f"out={sheet_in}", on)
     numbers = json.loads((numbers_in / "metrics.json").read_text())
-    on = "cuda" if torch.cuda.is_available() else "cpu"
-    net, _ = judge(data, its_judge, device=on)
-    test = features_of(net, data.test, device=on)
+    net, _ = judge(data, its_judge, device=device)
+    test = features_of(net, data.test, device=device)
     mean = functional.avg_pool2d(functional.pad(scaled(data.test), [1] * 4, mode="replicate"), 3, stride=1)
-    blurred = frechet(test, features_of(net, mean[:2000], device=on))
+    blurred = frechet(test, features_of(net, mean[:2000], device=device))
     (key,) = [key for key in numbers if key.startswith("frechet/") and key.endswith(f"/{steps}")]
     distance, real = numbers[key], numbers[key.replace(f"/{steps}", "/real")]
     return {
@@ -109,20 +117,20 @@ parser.add_argument("data", type=Path)
 parser.add_argument("minutes", type=float)
 parser.add_argument("--only", choices=RECIPES)
 parser.add_argument("--others", default="data", help="torchvision's root with MNIST and Fashion-MNIST")
+parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 given, overrides = parser.parse_known_args()
 if not given.data.is_dir():
     parser.error(f"{given.data} is no folder")
 in_folders = (given.data / "train").is_dir()
 where = [f"data.root={given.data}", *(["data=folder"] if in_folders else [])]
-device = [override for override in overrides if override.startswith("device=")]
 for recipe in [given.only] if given.only else RECIPES:
-    train(given.out / recipe, recipe, where + overrides, given.minutes)
-complete = [recipe for recipe in RECIPES if is_complete(given.out / recipe)]
-rows = [row(given.out / recipe, recipe, given.others, device) for recipe in complete]
+    train(given.out / recipe, recipe, [*where, f"device={given.device}", *overrides], given.minutes)
+complete = [recipe for recipe in RECIPES if is_complete(given.out / recipe, given.minutes)]
+rows = [row(given.out / recipe, recipe, given.others, given.device) for recipe in complete]
 table = {
     "command": f"python tests/benchmarks/colour.py OUT data {given.minutes:g} {' '.join(overrides)}".strip(),
     "note": "CIFAR-10 (JPEG)" if in_folders else "CIFAR-10",
-    "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+    "machine": torch.cuda.get_device_name() if given.device == "cuda" else f"{torch.get_num_threads()} CPU threads",
     "date": str(date.today()),
     "columns": COLUMNS,
     "rows": rows,
