@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class NotCompilable(Exception):
 
 
 class Taps(ctypes.Structure):
-    _fields_ = [(name, POINTER) for name in ("start", "tap", "source")]
+    _fields_ = [(name, POINTER) for name in ("pixel", "alike", "start", "tap", "source")]
 
 
 class Layer(ctypes.Structure):
@@ -206,7 +207,8 @@ def parts_of(energy: Any) -> list[Part]:
 
 @functools.cache
 def taps(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> tuple[Pair, list[list[Tensor]]]:
-    """Output size of a convolution, and its taps (start, tap, source) forward and backward, as in sgld.cpp."""
+    """Output size of a convolution, and its taps (pixel, alike, start, tap, source) forward and backward, as in
+    sgld.cpp."""
     geometry = zip(size, kernel, stride, padding, dilation, strict=True)
     rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry)
     numbers = torch.arange(1.0, math.prod(size) + 1, dtype=torch.float64).view(1, 1, *size)  # 0 is the padding
@@ -214,10 +216,14 @@ def taps(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) 
     tap, pixel = (sources >= 0).nonzero(as_tuple=True)
 
     def table(pixel: Tensor, source: Tensor, pixels: int) -> list[Tensor]:
-        order = pixel.argsort(stable=True)  # the taps of a pixel stay in turn
-        ordered = pixel[order].int()
-        start = torch.searchsorted(ordered, torch.arange(pixels + 1, dtype=torch.int32), out_int32=True)
-        return [start, tap[order].int(), source[order].int()]
+        order, counts = pixel.argsort(stable=True), pixel.bincount(minlength=pixels).tolist()
+        its_taps, its_sources = (column[order].split(counts) for column in (tap, source))
+        lists = [its.tolist() for its in its_taps]
+        turn = sorted(range(pixels), key=lists.__getitem__)  # pixels with the same taps, one after the other
+        alike = [n for _, same in groupby(turn, lists.__getitem__) for n in range(len(list(same)), 0, -1)]
+        start = [0, *accumulate(counts[p] for p in turn)]
+        columns = [torch.cat([column[p] for p in turn]) for column in (its_taps, its_sources)]
+        return [torch.as_tensor(column, dtype=torch.int32) for column in (turn, alike, start, *columns)]
 
     source = sources[tap, pixel]
     return (rows, columns), [table(pixel, source, rows * columns), table(source, pixel, math.prod(size))]

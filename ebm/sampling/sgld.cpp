@@ -4,10 +4,13 @@
 // A group of LANES chains goes through all its steps alone, so that its activations stay in the cache of one core. It
 // lies chain-innermost: a value is a vector of LANES chains, an activation [pixel][channel][chain], so that no chain
 // ever meets another. Layers and their input gradients are then one loop, `gather`: an output pixel is the sum, over
-// its taps, of a matrix times an input pixel, with the sums of BLOCK output channels held in registers.
+// its taps, of a matrix times an input pixel, with the sums of BLOCK output channels held in registers, or those of half
+// as many at ALIKE pixels, for which a weight is then loaded once.
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+constexpr int ALIKE = 3;
 #ifdef __AVX512F__
 constexpr int BYTES = 64, BLOCK = 16;
 #else
@@ -18,17 +21,18 @@ template <class T> struct Float;  // its bits, and the terms of e^x's series tha
 template <> struct Float<float> {
     typedef float vector __attribute__((vector_size(BYTES)));
     typedef int32_t integers __attribute__((vector_size(BYTES)));
-    static constexpr int mantissa = 23, bias = 127, terms = 8, largest_exponent = 87;
+    static constexpr int mantissa = 23, bias = 127, terms = 7, largest_exponent = 87;
 };
 template <> struct Float<double> {
     typedef double vector __attribute__((vector_size(BYTES)));
     typedef int64_t integers __attribute__((vector_size(BYTES)));
-    static constexpr int mantissa = 52, bias = 1023, terms = 14, largest_exponent = 708;
+    static constexpr int mantissa = 52, bias = 1023, terms = 13, largest_exponent = 708;
 };
 
-// The taps of output pixel p are t in [start[p], start[p + 1]): input pixel source[t] times the matrix weight[tap[t]].
+// The taps of output pixel pixel[q] are t in [start[q], start[q + 1]): input pixel source[t] times the matrix
+// weight[tap[t]]. From q on alike[q] pixels have the same matrices.
 struct Taps {
-    const int32_t *start, *tap, *source;
+    const int32_t *pixel, *alike, *start, *tap, *source;
 };
 
 template <class T> struct Layer {
@@ -59,49 +63,80 @@ template <class V> static inline V clip(V x, V low, V high) {  // keeps NaN
     return x > high ? high : x;
 }
 
-// e^x = 2^n e^r with |r| <= ln 2 / 2, and e^r by its Taylor series.
+constexpr double inverse_factorial(int k) { return k ? inverse_factorial(k - 1) / k : 1; }
+
+// e^x = 2^n e^r with |r| <= ln 2 / 2, and e^r by its Taylor series. Adding 1.5 * 2^mantissa rounds to the integer n, and
+// leaves it in the lowest bits.
 template <class T, class V> static inline V exponential(V x) {
     typedef typename Float<T>::integers N;
+    constexpr T shift = T(3ll << (Float<T>::mantissa - 1));
     x = clip(x, V{} - T(Float<T>::largest_exponent), V{} + T(Float<T>::largest_exponent));
-    V halves = x * T(1.4426950408889634074);
-    N n = __builtin_convertvector(halves + (halves < 0 ? V{} - T(0.5) : V{} + T(0.5)), N);
-    V whole = __builtin_convertvector(n, V);
-    V r = x - whole * T(0.693359375) + whole * T(2.12194440054690583e-4);  // ln 2 in two parts
-    V sum = V{} + 1;
-    for (int k = Float<T>::terms; k > 0; k--) sum = 1 + sum * r * (T(1) / k);
-    return sum * (V)((n + Float<T>::bias) << Float<T>::mantissa);
+    const V shifted = x * T(1.4426950408889634074) + shift, n = shifted - shift;
+    const V r = x - n * T(0.693359375) + n * T(2.12194440054690583e-4);  // ln 2 in two parts
+    V sum = V{} + T(inverse_factorial(Float<T>::terms));
+#pragma GCC unroll 16
+    for (int k = Float<T>::terms; k > 0; k--) sum = sum * r + T(inverse_factorial(k - 1));
+    return sum * (V)(((N)shifted + Float<T>::bias) << Float<T>::mantissa);
 }
 
-// The sums of output channels [o, o + OUT) at pixel p; SPLIT partial sums each, or one would wait for the one before.
-template <class T, int OUT, int SPLIT, class V, class F>
-static inline void block(Taps taps, int64_t p, const V *in, int64_t ins, const T *weight, int64_t o, F store) {
-    V sums[OUT * SPLIT] = {};
-    for (int32_t t = taps.start[p]; t < taps.start[p + 1]; t++) {
-        const V *x = in + taps.source[t] * ins;
-        const T *w = weight + taps.tap[t] * ins * OUT;
+// The sums of output channels [o, o + OUT) at the pixels q to q + PIXELS, which have the same taps; the weights of an
+// input lie `stride` after those of the one before. SPLIT partial sums each, or one would wait for the one before.
+template <class T, int PIXELS, int OUT, int SPLIT, class V, class N, class F>
+__attribute__((always_inline)) static inline void block(Taps taps, int64_t q, const V *in, N ins, const T *weight,
+                                                        int64_t stride, int64_t o, F store) {
+    V sums[SPLIT * OUT * PIXELS] = {};
+    const int32_t start = taps.start[q], count = taps.start[q + 1] - start;
+    for (int32_t t = start; t < start + count; t++) {
+        const V *x[PIXELS];
+        for (int i = 0; i < PIXELS; i++) x[i] = in + taps.source[t + i * count] * ins;
+        const T *w = weight + taps.tap[t] * ins * stride;
         for (int64_t c = 0; c < ins; c += SPLIT)
 #pragma GCC unroll 8
             for (int s = 0; s < SPLIT; s++)
 #pragma GCC unroll 16
-                for (int j = 0; j < OUT; j++) sums[s * OUT + j] += x[c + s] * w[(c + s) * OUT + j];
+                for (int j = 0; j < OUT; j++)
+#pragma GCC unroll 8
+                    for (int i = 0; i < PIXELS; i++)
+                        sums[(s * OUT + j) * PIXELS + i] += x[i][c + s] * w[(c + s) * stride + j];
     }
-    for (int j = 0; j < OUT; j++) {
-        for (int s = 1; s < SPLIT; s++) sums[j] += sums[s * OUT + j];
-        store(p, o + j, sums[j]);
-    }
+    for (int j = 0; j < OUT; j++)
+        for (int i = 0; i < PIXELS; i++) {
+            for (int s = 1; s < SPLIT; s++) sums[j * PIXELS + i] += sums[(s * OUT + j) * PIXELS + i];
+            store(taps.pixel[q + i], o + j, sums[j * PIXELS + i]);
+        }
 }
 
-// store(pixel, channel, sum) for all `outs` channels of all `pixels`.
+// store(pixel, channel, sum) for all `outs` channels of all `pixels`; `ins` is a number, or a constant.
+template <class T, class V, class N, class F>
+static inline void gather_from(N ins, Taps taps, int64_t pixels, const V *in, const T *weight, int64_t kernel,
+                               int64_t outs, F store) {
+    int64_t o = 0;
+    for (; o + BLOCK <= outs; o += BLOCK, weight += kernel * ins * BLOCK)
+        for (int64_t q = 0; q < pixels;) {
+            const int64_t end = q + taps.alike[q];
+            for (; q + ALIKE <= end; q += ALIKE)
+                for (int half = 0; half < BLOCK; half += BLOCK / 2)
+                    block<T, ALIKE, BLOCK / 2, 1>(taps, q, in, ins, weight + half, BLOCK, o + half, store);
+            for (; q < end; q++) block<T, 1, BLOCK, 1>(taps, q, in, ins, weight, BLOCK, o, store);
+        }
+    for (; o < outs; o++, weight += kernel * ins)
+        for (int64_t q = 0; q < pixels;) {
+            const int64_t end = q + taps.alike[q];
+            if (ins % 4 == 0)
+                for (; q + ALIKE <= end; q += ALIKE) block<T, ALIKE, 1, 4>(taps, q, in, ins, weight, 1, o, store);
+            for (; q < end; q++)
+                ins % 4 ? block<T, 1, 1, 1>(taps, q, in, ins, weight, 1, o, store)
+                        : block<T, 1, 1, 4>(taps, q, in, ins, weight, 1, o, store);
+        }
+}
+
 template <class T, class V, class F>
 static inline void gather(Taps taps, int64_t pixels, const V *in, int64_t ins, const T *weight, int64_t kernel,
                           int64_t outs, F store) {
-    int64_t o = 0;
-    for (; o + BLOCK <= outs; o += BLOCK, weight += kernel * ins * BLOCK)
-        for (int64_t p = 0; p < pixels; p++) block<T, BLOCK, 1>(taps, p, in, ins, weight, o, store);
-    for (; o < outs; o++, weight += kernel * ins)
-        for (int64_t p = 0; p < pixels; p++)
-            ins % 8 ? block<T, 1, 1>(taps, p, in, ins, weight, o, store)
-                    : block<T, 1, 8>(taps, p, in, ins, weight, o, store);
+    if (ins == 1)  // grey images: a loop less
+        gather_from<T>(std::integral_constant<int64_t, 1>(), taps, pixels, in, weight, kernel, outs, store);
+    else
+        gather_from<T>(ins, taps, pixels, in, weight, kernel, outs, store);
 }
 
 template <class T> static void sgld(const Work<T> &work) {
@@ -120,16 +155,18 @@ template <class T> static void sgld(const Work<T> &work) {
                     visit(x[p * work.channels + c], first * size + c * work.pixels + p);
         };
         memset(x, 0, size * sizeof(V));
-        each([&](V &value, int64_t at) {
-            for (int64_t l = 0; l < lanes; l++) value[l] = work.x[at + l * size];
-        });
+        auto lanes_of = [&](const T *values) {
+            V all = {};
+            if (lanes == LANES)
+                for (int64_t l = 0; l < LANES; l++) all[l] = values[l * size];
+            else
+                for (int64_t l = 0; l < lanes; l++) all[l] = values[l * size];
+            return all;
+        };
+        each([&](V &value, int64_t at) { value = lanes_of(work.x + at); });
         for (int64_t k = 0; k < work.steps; k++) {
             const T *noise = work.noise + k * work.stride, step_size = work.step_sizes[k];
-            each([&](V &value, int64_t at) {
-                V draw = {};
-                for (int64_t l = 0; l < lanes; l++) draw[l] = noise[at + l * size];
-                value = clip(value + draw, low, high);
-            });
+            each([&](V &value, int64_t at) { value = clip(value + lanes_of(noise + at), low, high); });
 
             V *in = x;
             int64_t ins = work.channels;

@@ -10,6 +10,7 @@ numbers and curves; and what the weights are after the first steps of the comman
 
 python tests/benchmarks/ship.py joint --more RUN_DIR …    # seeds more, run later, for the card
 python tests/benchmarks/ship.py joint METRICS.json        # the first seed's numbers alone, measured anew
+python tests/benchmarks/ship.py joint --first data        # the first steps alone, where HEAD rounds otherwise
 
 The card of weights that do not ship, as the published ones, is tests/benchmarks/cards/NAME.json.
 """
@@ -51,8 +52,8 @@ def arguments(name: str, root: str) -> list[str]:
 
 
 def first_steps(name: str, root: str) -> dict[str, Any]:
-    """What the weights are after the first steps of the recipe's command on one thread: their hash, and the sum of
-    their magnitudes."""
+    """What the weights are after the first steps of the recipe's command on one thread: their hash, the sum of their
+    magnitudes, and the machine."""
     cfg, threads = composed(*arguments(name, root), "device=cpu", "sampler.threads=1"), torch.get_num_threads()
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     torch.set_num_threads(1)
@@ -66,7 +67,12 @@ def first_steps(name: str, root: str) -> dict[str, Any]:
         torch.set_num_threads(threads)
     weights = run.energy.state_dict()
     magnitude = sum(float(value.double().abs().sum()) for value in weights.values())
-    return {"steps": FIRST, "weights": features.weights_hash(weights), "magnitude": magnitude}
+    return {
+        "steps": FIRST,
+        "weights": features.weights_hash(weights),
+        "magnitude": magnitude,
+        "machine": machine(),
+    }
 
 
 def machine() -> str:
@@ -172,8 +178,15 @@ def replace_numbers(name: str, metrics: Path) -> None:
     write(card, file)
 
 
+def replace_first(name: str, root: str) -> None:
+    file = checkpoint.WEIGHTS / f"{name}.json"
+    write(json.loads(file.read_text()) | {"first": first_steps(name, root)}, file)
+
+
 def main(name: str, *sources: str) -> None:
-    if sources[0].endswith(".json"):
+    if sources[0] == "--first":
+        replace_first(name, sources[1])
+    elif sources[0].endswith(".json"):
         replace_numbers(name, Path(sources[0]))
     elif sources[0] == "--more":
         add_seeds(name, [Path(source) for source in sources[1:]])

@@ -97,6 +97,20 @@ def test_is_the_eager_chain_but_for_rounding(dtype, atol):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_silu_is_right_to_rounding_everywhere(dtype):
+    first, last = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    first.weight.data, last.weight.data = torch.ones(1, 1), torch.ones(1, 1)
+    energy = Chain(nn.Flatten(), first, nn.SiLU(), last).to(dtype)
+    x = torch.cat([torch.linspace(-end, end, 20_001, dtype=dtype) for end in (1, 40, 2000)]).unsqueeze(1)
+    one_step = SGLD(1, step_size=1.0, noise_std=0.0, grad_clamp=None, bounds=None, backend="compile")
+    exact = x.double().requires_grad_()
+    nn.functional.silu(exact).sum().backward()
+    epsilon = torch.finfo(dtype).eps
+    found = one_step(energy, x, generator()).double()
+    torch.testing.assert_close(found, (exact - exact.grad).detach(), rtol=epsilon, atol=4 * epsilon)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ar1_law(dtype):
     """E = (silu(εx) + silu(−εx)) / ε² = x²/2 + O(ε²x⁴): after k steps the chain's law is normal, with mean aᵏx₀ and
     variance a²·noise²·(1 − a²ᵏ)/(1 − a²), a = 1 − step."""
