@@ -200,6 +200,9 @@ def test_a_recipe_of_two_seeds_ships(tmp_path, monkeypatch, figures_saved):
     ship.main("quick", str(tmp_path / "3"))
     ship.main("quick", "--more", str(tmp_path / "4"))
     assert json.loads((tmp_path / "weights/quick.json").read_text()) == card
+    ship.write(card | {"first": {}}, tmp_path / "weights/quick.json")
+    ship.main("quick", "--first", "data")
+    assert json.loads((tmp_path / "weights/quick.json").read_text()) == card
     with pytest.raises(ValueError, match=r"quick has seeds \[3, 4\] of 10 steps, got 4 of 10"):
         ship.main("quick", "--more", str(tmp_path / "4"))
 

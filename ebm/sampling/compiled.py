@@ -14,7 +14,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ebm.energies import Network, Residual, Scale, temperature_of
 from ebm.files import cache_folder
 
 SOURCE = Path(__file__).with_name("sgld.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-fast-math", "-std=c++17", "-shared", "-fPIC")  # after those of $CXX
 FUNCTIONS = {torch.float32: "sgld_float32", torch.float64: "sgld_float64"}  # of sgld.cpp, by type of the chains
 INT, DOUBLE, POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
@@ -216,14 +215,17 @@ def taps(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) 
     tap, pixel = (sources >= 0).nonzero(as_tuple=True)
 
     def table(pixel: Tensor, source: Tensor, pixels: int) -> list[Tensor]:
-        order, counts = pixel.argsort(stable=True), pixel.bincount(minlength=pixels).tolist()
-        its_taps, its_sources = (column[order].split(counts) for column in (tap, source))
-        lists = [its.tolist() for its in its_taps]
-        turn = sorted(range(pixels), key=lists.__getitem__)  # pixels with the same taps, one after the other
-        alike = [n for _, same in groupby(turn, lists.__getitem__) for n in range(len(list(same)), 0, -1)]
-        start = [0, *accumulate(counts[p] for p in turn)]
-        columns = [torch.cat([column[p] for p in turn]) for column in (its_taps, its_sources)]
-        return [torch.as_tensor(column, dtype=torch.int32) for column in (turn, alike, start, *columns)]
+        counts = pixel.bincount(minlength=pixels)
+        order = pixel.argsort(stable=True)  # the taps of a pixel stay in turn
+        its_first = (counts.cumsum(0) - counts)[pixel[order]]
+        taps_of = torch.full((pixels, int(counts.max())), -1)
+        taps_of[pixel[order], torch.arange(len(order)) - its_first] = tap[order]
+        kind = taps_of.unique(dim=0, return_inverse=True)[1]
+        turn = kind.argsort(stable=True)  # pixels with the same taps, one after the other
+        alike = kind.bincount().cumsum(0)[kind[turn]] - torch.arange(pixels)
+        start = nn.functional.pad(counts[turn].cumsum(0), (1, 0))
+        order = turn.argsort()[pixel].argsort(stable=True)
+        return [column.int() for column in (turn, alike, start, tap[order], source[order])]
 
     source = sources[tap, pixel]
     return (rows, columns), [table(pixel, source, rows * columns), table(source, pixel, math.prod(size))]

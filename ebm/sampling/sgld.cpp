@@ -4,13 +4,13 @@
 // A group of LANES chains goes through all its steps alone, so that its activations stay in the cache of one core. It
 // lies chain-innermost: a value is a vector of LANES chains, an activation [pixel][channel][chain], so that no chain
 // ever meets another. Layers and their input gradients are then one loop, `gather`: an output pixel is the sum, over
-// its taps, of a matrix times an input pixel, with the sums of BLOCK output channels held in registers, or those of half
-// as many at ALIKE pixels, for which a weight is then loaded once.
+// its taps, of a matrix times an input pixel. Held in registers are the sums of BLOCK output channels, or of half as many
+// at TOGETHER pixels that take the same matrices, so that a weight is loaded once for them.
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
-constexpr int ALIKE = 3;
+constexpr int TOGETHER = 3;
 #ifdef __AVX512F__
 constexpr int BYTES = 64, BLOCK = 16;
 #else
@@ -20,17 +20,17 @@ constexpr int BYTES = 32, BLOCK = 8;
 template <class T> struct Float;  // its bits, and the terms of e^x's series that reach its precision
 template <> struct Float<float> {
     typedef float vector __attribute__((vector_size(BYTES)));
-    typedef int32_t integers __attribute__((vector_size(BYTES)));
+    typedef uint32_t integers __attribute__((vector_size(BYTES)));
     static constexpr int mantissa = 23, bias = 127, terms = 7, largest_exponent = 87;
 };
 template <> struct Float<double> {
     typedef double vector __attribute__((vector_size(BYTES)));
-    typedef int64_t integers __attribute__((vector_size(BYTES)));
+    typedef uint64_t integers __attribute__((vector_size(BYTES)));
     static constexpr int mantissa = 52, bias = 1023, terms = 13, largest_exponent = 708;
 };
 
 // The taps of output pixel pixel[q] are t in [start[q], start[q + 1]): input pixel source[t] times the matrix
-// weight[tap[t]]. From q on alike[q] pixels have the same matrices.
+// weight[tap[t]]. The alike[q] pixels from q on have the same matrices.
 struct Taps {
     const int32_t *pixel, *alike, *start, *tap, *source;
 };
@@ -63,23 +63,30 @@ template <class V> static inline V clip(V x, V low, V high) {  // keeps NaN
     return x > high ? high : x;
 }
 
-constexpr double inverse_factorial(int k) { return k ? inverse_factorial(k - 1) / k : 1; }
+template <class T> struct InverseFactorials {
+    T of[Float<T>::terms + 1] = {};
+    constexpr InverseFactorials() {
+        double value = 1;
+        for (int k = 0; k <= Float<T>::terms; value /= ++k) of[k] = T(value);
+    }
+};
 
 // e^x = 2^n e^r with |r| <= ln 2 / 2, and e^r by its Taylor series. Adding 1.5 * 2^mantissa rounds to the integer n, and
-// leaves it in the lowest bits.
+// leaves it in the lowest bits; -ffast-math would fold it away.
 template <class T, class V> static inline V exponential(V x) {
     typedef typename Float<T>::integers N;
+    static constexpr InverseFactorials<T> inverse;
     constexpr T shift = T(3ll << (Float<T>::mantissa - 1));
     x = clip(x, V{} - T(Float<T>::largest_exponent), V{} + T(Float<T>::largest_exponent));
     const V shifted = x * T(1.4426950408889634074) + shift, n = shifted - shift;
     const V r = x - n * T(0.693359375) + n * T(2.12194440054690583e-4);  // ln 2 in two parts
-    V sum = V{} + T(inverse_factorial(Float<T>::terms));
+    V sum = V{} + inverse.of[Float<T>::terms];
 #pragma GCC unroll 16
-    for (int k = Float<T>::terms; k > 0; k--) sum = sum * r + T(inverse_factorial(k - 1));
+    for (int k = Float<T>::terms; k > 0; k--) sum = sum * r + inverse.of[k - 1];
     return sum * (V)(((N)shifted + Float<T>::bias) << Float<T>::mantissa);
 }
 
-// The sums of output channels [o, o + OUT) at the pixels q to q + PIXELS, which have the same taps; the weights of an
+// The sums of output channels [o, o + OUT) at the pixels [q, q + PIXELS), which have the same taps; the weights of an
 // input lie `stride` after those of the one before. SPLIT partial sums each, or one would wait for the one before.
 template <class T, int PIXELS, int OUT, int SPLIT, class V, class N, class F>
 __attribute__((always_inline)) static inline void block(Taps taps, int64_t q, const V *in, N ins, const T *weight,
@@ -106,7 +113,7 @@ __attribute__((always_inline)) static inline void block(Taps taps, int64_t q, co
         }
 }
 
-// store(pixel, channel, sum) for all `outs` channels of all `pixels`; `ins` is a number, or a constant.
+// store(pixel, channel, sum) for all `outs` channels of all `pixels`; `ins` is an int64_t, or a constant of this type.
 template <class T, class V, class N, class F>
 static inline void gather_from(N ins, Taps taps, int64_t pixels, const V *in, const T *weight, int64_t kernel,
                                int64_t outs, F store) {
@@ -114,16 +121,16 @@ static inline void gather_from(N ins, Taps taps, int64_t pixels, const V *in, co
     for (; o + BLOCK <= outs; o += BLOCK, weight += kernel * ins * BLOCK)
         for (int64_t q = 0; q < pixels;) {
             const int64_t end = q + taps.alike[q];
-            for (; q + ALIKE <= end; q += ALIKE)
+            for (; q + TOGETHER <= end; q += TOGETHER)
                 for (int half = 0; half < BLOCK; half += BLOCK / 2)
-                    block<T, ALIKE, BLOCK / 2, 1>(taps, q, in, ins, weight + half, BLOCK, o + half, store);
+                    block<T, TOGETHER, BLOCK / 2, 1>(taps, q, in, ins, weight + half, BLOCK, o + half, store);
             for (; q < end; q++) block<T, 1, BLOCK, 1>(taps, q, in, ins, weight, BLOCK, o, store);
         }
     for (; o < outs; o++, weight += kernel * ins)
         for (int64_t q = 0; q < pixels;) {
             const int64_t end = q + taps.alike[q];
             if (ins % 4 == 0)
-                for (; q + ALIKE <= end; q += ALIKE) block<T, ALIKE, 1, 4>(taps, q, in, ins, weight, 1, o, store);
+                for (; q + TOGETHER <= end; q += TOGETHER) block<T, TOGETHER, 1, 4>(taps, q, in, ins, weight, 1, o, store);
             for (; q < end; q++)
                 ins % 4 ? block<T, 1, 1, 1>(taps, q, in, ins, weight, 1, o, store)
                         : block<T, 1, 1, 4>(taps, q, in, ins, weight, 1, o, store);

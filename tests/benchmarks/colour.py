@@ -54,20 +54,18 @@ def python(script: str, *overrides: str) -> float:
     command = [sys.executable, str(ROOT / script), *overrides]
     began = time.perf_counter()
     with subprocess.Popen(command) as child:  # run() kills it on Ctrl-C, before it has saved
-        if failed := child.wait():
-            raise subprocess.CalledProcessError(failed, command)
+        try:
+            failed = child.wait()
+        except KeyboardInterrupt:
+            child.wait()
+            raise
+    if failed:
+        raise subprocess.CalledProcessError(failed, command)
     return time.perf_counter() - began
 
 
 def is_complete(run: Path, minutes: float) -> bool:
-    """Raises ValueError for a run of another length: the table compares equal ones."""
-    if not (run / "checkpoints" / "last.pt").is_file():
-        return False
-    state = checkpoint.load(run)
-    its_own = state["config"]["train"]["max_minutes"]
-    if its_own != minutes:
-        raise ValueError(f"{run} is a run of {its_own:g} minutes, not of {minutes:g}: give its minutes, or another OUT")
-    return state["loop"]["seconds"] >= 60 * minutes
+    return (run / "checkpoints" / "last.pt").is_file() and checkpoint.load(run)["loop"]["seconds"] >= 60 * minutes
 
 
 def train(run: Path, recipe: str, given: list[str], minutes: float) -> None:
@@ -121,16 +119,25 @@ parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else
 given, overrides = parser.parse_known_args()
 if not given.data.is_dir():
     parser.error(f"{given.data} is no folder")
+if any(override.startswith("device=") for override in overrides):
+    parser.error("give --device")
 in_folders = (given.data / "train").is_dir()
 where = [f"data.root={given.data}", *(["data=folder"] if in_folders else [])]
+settings = [*where, f"device={given.device}", *overrides]
+asked, noted = " ".join([f"{given.minutes:g} minutes", *settings]), given.out / "settings.txt"
+if noted.is_file() and noted.read_text() != asked:
+    parser.error(f"{given.out} holds runs of {noted.read_text()}, not of {asked}: give those, or another OUT")
+given.out.mkdir(parents=True, exist_ok=True)
+noted.write_text(asked)
 for recipe in [given.only] if given.only else RECIPES:
-    train(given.out / recipe, recipe, [*where, f"device={given.device}", *overrides], given.minutes)
+    train(given.out / recipe, recipe, settings, given.minutes)
 complete = [recipe for recipe in RECIPES if is_complete(given.out / recipe, given.minutes)]
 rows = [row(given.out / recipe, recipe, given.others, given.device) for recipe in complete]
+options, on_gpu = [f"{given.minutes:g}", "--device", given.device], torch.device(given.device).type == "cuda"
 table = {
-    "command": f"python tests/benchmarks/colour.py OUT data {given.minutes:g} {' '.join(overrides)}".strip(),
+    "command": " ".join(["python tests/benchmarks/colour.py OUT data", *options, *overrides]),
     "note": "CIFAR-10 (JPEG)" if in_folders else "CIFAR-10",
-    "machine": torch.cuda.get_device_name() if given.device == "cuda" else f"{torch.get_num_threads()} CPU threads",
+    "machine": torch.cuda.get_device_name(given.device) if on_gpu else f"{torch.get_num_threads()} CPU threads",
     "date": str(date.today()),
     "columns": COLUMNS,
     "rows": rows,

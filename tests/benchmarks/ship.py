@@ -10,7 +10,7 @@ numbers and curves; and what the weights are after the first steps of the comman
 
 python tests/benchmarks/ship.py joint --more RUN_DIR …    # seeds more, run later, for the card
 python tests/benchmarks/ship.py joint METRICS.json        # the first seed's numbers alone, measured anew
-python tests/benchmarks/ship.py joint --first data        # the first steps alone, where HEAD rounds otherwise
+python tests/benchmarks/ship.py joint --first data        # the first steps alone, after a change of rounding
 
 The card of weights that do not ship, as the published ones, is tests/benchmarks/cards/NAME.json.
 """
