@@ -1,6 +1,7 @@
 """The house as it is meant to be: its size, which way the arrows run, one home for what is said twice."""
 
 import ast
+import importlib
 import inspect
 import re
 import subprocess
@@ -127,3 +128,15 @@ def test_a_default_is_the_same_from_the_command_line_and_from_python(group, opti
     for key, value in settings.items():
         default = parameters[key].default
         assert (list(value) if key == "bounds" else value) == (list(default) if key == "bounds" else default), key
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "tests/benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_imports_is_there(script):
+    imports = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if node.module and node.module.partition(".")[0] == "ebm"]
+    for node in ours:
+        if node.module == "ebm.samplers.langevin":  # ebmkit's, whose import name is ebm, too
+            continue
+        module = importlib.import_module(node.module)
+        for name in node.names:
+            assert hasattr(module, name.name) or importlib.import_module(f"{node.module}.{name.name}")

@@ -130,7 +130,7 @@ def sampling(batch, rounds):
 
 
 def training_step(rounds, steps=60, batch=128):
-    from ebm.data import Batches
+    from ebm.batches import Batches
     from ebm.energies import ConvEnergy
     from ebm.losses import ContrastiveDivergence
     from ebm.optim import adam
