@@ -164,7 +164,7 @@ template <class T> static void sgld(const Work<T> &work) {
         memset(x, 0, size * sizeof(V));
         auto lanes_of = [&](const T *values) {
             V all = {};
-            if (lanes == LANES)
+            if (lanes == LANES)  // of a constant number the compiler makes a few shuffles
                 for (int64_t l = 0; l < LANES; l++) all[l] = values[l * size];
             else
                 for (int64_t l = 0; l < lanes; l++) all[l] = values[l * size];

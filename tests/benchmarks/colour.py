@@ -133,10 +133,12 @@ for recipe in [given.only] if given.only else RECIPES:
     train(given.out / recipe, recipe, settings, given.minutes)
 complete = [recipe for recipe in RECIPES if is_complete(given.out / recipe, given.minutes)]
 rows = [row(given.out / recipe, recipe, given.others, given.device) for recipe in complete]
+name = "CIFAR-10 (JPEG)" if in_folders else "CIFAR-10"
 options, on_gpu = [f"{given.minutes:g}", "--device", given.device], torch.device(given.device).type == "cuda"
 table = {
     "command": " ".join(["python tests/benchmarks/colour.py OUT data", *options, *overrides]),
-    "note": "CIFAR-10 (JPEG)" if in_folders else "CIFAR-10",
+    "note": f"{name}, {given.minutes:g} minutes of training each; distance to the test images, and in units of what these "
+    "have where a 3×3 mean blurs them",
     "machine": torch.cuda.get_device_name(given.device) if on_gpu else f"{torch.get_num_threads()} CPU threads",
     "date": str(date.today()),
     "columns": COLUMNS,
