@@ -137,8 +137,8 @@ name = "CIFAR-10 (JPEG)" if in_folders else "CIFAR-10"
 options, on_gpu = [f"{given.minutes:g}", "--device", given.device], torch.device(given.device).type == "cuda"
 table = {
     "command": " ".join(["python tests/benchmarks/colour.py OUT data", *options, *overrides]),
-    "note": f"{name}, {given.minutes:g} minutes of training each; distance to the test images, and in units of what these "
-    "have where a 3×3 mean blurs them",
+    "note": f"{name}, {given.minutes:g} minutes of training each; distance to the test images, and in units of what "
+    "these have where a 3×3 mean blurs them",
     "machine": torch.cuda.get_device_name(given.device) if on_gpu else f"{torch.get_num_threads()} CPU threads",
     "date": str(date.today()),
     "columns": COLUMNS,
