@@ -79,12 +79,12 @@ def built() -> ctypes.CDLL | str:
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             file = Path(aside) / "sgld.so"
             subprocess.run([*command, "-o", str(file)], capture_output=True, check=True)
-            loaded = ctypes.CDLL(str(file))
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
                 digest = hashlib.sha256(written.read()).hexdigest()
-            os.replace(file, folder / f"sgld-{name}-{digest}.so")
-        return loaded
+            kept = folder / f"sgld-{name}-{digest}.so"
+            os.replace(file, kept)
+        return ctypes.CDLL(str(kept))
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").splitlines()
         return f"{shlex.join(compiler)} failed: {said[0] if said else 'no message'}"

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -496,6 +497,7 @@ def test_the_library_is_built_once_a_processor(compiler, monkeypatch, tmp_path):
         monkeypatch.setenv("PROCESSOR", processor)
         built.cache_clear()
         assert library().vector_bytes() in (32, 64)
+        assert Path(library()._name).parent == tmp_path / "cache" / "plain-ebm"
         assert compiler() == builds
     assert len(list(tmp_path.rglob("*.so"))) == 2
 
