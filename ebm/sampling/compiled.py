@@ -218,7 +218,7 @@ def taps(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) 
         counts = pixel.bincount(minlength=pixels)
         order = pixel.argsort(stable=True)  # the taps of a pixel stay in turn
         its_first = (counts.cumsum(0) - counts)[pixel[order]]
-        taps_of = torch.full((pixels, int(counts.max())), -1)
+        taps_of = torch.full((pixels, int(counts.max()) + 1), -1)  # unique refuses rows of nothing
         taps_of[pixel[order], torch.arange(len(order)) - its_first] = tap[order]
         kind = taps_of.unique(dim=0, return_inverse=True)[1]
         turn = kind.argsort(stable=True)  # pixels with the same taps, one after the other

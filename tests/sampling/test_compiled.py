@@ -81,6 +81,16 @@ def test_any_chain_of_layers_follows_the_naive_loop_in_float64(data):
     torch.testing.assert_close(ours, naive(energy.eval(), x, noises), rtol=0, atol=1e-9)
 
 
+def test_a_convolution_may_see_the_padding_alone():
+    energy = Chain(
+        nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 2, 1, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(12, 1)
+    ).double()  # of a column at 0, the second one reads those at -1 and 1
+    x, g = torch.zeros(2, 1, 4, 1, dtype=torch.float64), generator(1)
+    noises = [0.005 * torch.randn(x.shape, generator=g, dtype=torch.float64) for _ in range(5)]
+    ours = SGLD(5, backend="compile")(energy, x, generator(1))
+    torch.testing.assert_close(ours, naive(energy, x, noises), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_is_the_eager_chain_but_for_rounding(dtype, atol):
     for energy, shape in (
