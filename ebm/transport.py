@@ -5,7 +5,6 @@ from concurrent.futures import Future
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ebm.batches import Batches
@@ -19,6 +18,8 @@ THREADS = 3  # 128 pairs of 32×32 colours take one some 5 ms
 def optimal_order(x0: Tensor, x1: Tensor) -> Tensor:
     """The permutation p (B,) with the least Σ ‖x₀[p_i] − x₁[i]‖² of two batches (B, *shape): optimal transport between
     them, exact (Kuhn 1955; as pairs of a flow, Pooladian et al. 2023 and Tong et al. 2024)."""
+    from scipy.optimize import linear_sum_assignment  # takes half a second to import
+
     products = x1.flatten(1).double() @ x0.flatten(1).double().T  # the squares are the same for all permutations
     return torch.from_numpy(linear_sum_assignment(products.numpy(), maximize=True)[1])
 

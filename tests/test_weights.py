@@ -74,7 +74,7 @@ def test_energies_and_chains_are_those_that_were_measured(name, tmp_path):
     """Other weights, another layer or temperature is seen by the energies; another sampler by the chains."""
     state, energy, data = checkpoint.load(name), checkpoint.load_energy(name), mnist5k()
     ev = Evaluation([energy], data, trained.sampler_of(state, {}), tmp_path, torch.device("cpu"), cache=str(tmp_path))
-    digits = torch.from_numpy(embedded_digits()[0][::500].astype(np.uint8)).view(-1, 1, 28, 28)
+    digits = embedded_digits()[0][::500]
     labels = labels_in_proportion(energy, 64)
     x = ev.sampled(ev.noise(64), labels, 64)
     *known, chains = KNOWN[name]

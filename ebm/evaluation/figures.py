@@ -6,10 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -17,14 +15,22 @@ from torch.nn import functional
 
 from ebm.files import opened
 
-matplotlib.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
 Panels = Mapping[str, Mapping[str, Mapping[Any, Sequence[float]]]]  # [title][series][row] is (value, low, high)
+
+
+def _figure(width: float, height: float, **kwargs: Any) -> Any:
+    """An empty figure, in inches."""
+    import matplotlib  # takes half a second to import
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
+    return Figure(figsize=(width, height), dpi=200, **kwargs)
 
 
 @contextmanager
 def plot(path: Path, width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> Iterator[Any]:
     """Axes (rows, columns) of a figure, in inches, that is saved afterwards."""
-    figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
+    figure = _figure(width, height, layout="constrained")
     yield figure.subplots(rows, columns, squeeze=False, **kwargs)
     figure.savefig(path)
 
@@ -85,7 +91,7 @@ def labelled_rows(path: Path, x: Tensor, columns: Sequence[str], rows: Sequence[
     margin = max(0.8, 0.1 + 0.066 * longest) if longest else 0.0
     inches, top = 0.6 * x.shape[1], 0.25 * any(columns)
     tall = inches * picture.shape[0] / picture.shape[1]
-    figure = Figure(figsize=(margin + inches, tall + top), dpi=200)
+    figure = _figure(margin + inches, tall + top)
     axes = figure.add_axes((margin / (margin + inches), 0, inches / (margin + inches), tall / (tall + top)))
     _show(axes, picture, columns, rows)
     axes.tick_params(axis="x", labelsize=6)
@@ -291,6 +297,8 @@ def parallel_coordinates(path: Path, names: Sequence[str], lines: Sequence[Seque
 
     Positive numbers that span a factor of ten lie on a logarithmic axis; what is no number in the order given.
     """
+    from matplotlib import colormaps
+
     heights: list[Any] = []
     with plot(path, 1.5 + 1.3 * len(names), 3) as ((axes,),):
         for i, column in enumerate(zip(*lines, strict=True)):
@@ -306,7 +314,7 @@ def parallel_coordinates(path: Path, names: Sequence[str], lines: Sequence[Seque
             ticks = {place: text for place, text in zip(heights[i], column, strict=True) if np.isfinite(place)}
             for place in sorted(ticks)[:: len(ticks) // 12 + 1]:  # as many as can be read
                 axes.text(i + 0.03, place, ticks[place], fontsize=6, va="center")
-        colours = matplotlib.colormaps["viridis"](np.nan_to_num(1 - heights[-1]))
+        colours = colormaps["viridis"](np.nan_to_num(1 - heights[-1]))
         for line, colour in zip(np.array(heights).T, colours, strict=True):
             axes.plot(line, color=colour if np.isfinite(line[-1]) else "0.7", lw=1, zorder=0)
         axes.set_xticks(range(len(names)), names, fontsize=6)

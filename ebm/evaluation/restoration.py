@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from skimage import filters, restoration
 from torch import Tensor, nn
 
@@ -81,6 +80,8 @@ def by_image(filtered: Callable[..., NDArray[Any]], x: Tensor, **settings: Any) 
 
 def denoised(x: Tensor, clean: Tensor) -> dict[str, Tensor]:
     """Noisy `x` by the median of a cross or square of pixels, and by the bilateral filter (Tomasi & Manduchi 1998)."""
+    from scipy import ndimage  # takes half a second to import
+
     footprints = (ndimage.generate_binary_structure(2, 1), np.ones((3, 3)), np.ones((5, 5)))
     medians = (torch.from_numpy(ndimage.median_filter(x.numpy(), footprint=area[None, None])) for area in footprints)
     settings = [(colour, space) for colour in (0.05, 0.1, 0.25, 0.5) for space in (1, 2, 3)]

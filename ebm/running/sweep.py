@@ -21,6 +21,7 @@ import ebm
 from ebm.evaluation import figures, report
 from ebm.files import whole_files, write_whole
 from ebm.running.cli import cause_of, one_line_errors, output_folder, writable
+from ebm.running.tracking import last_values
 
 
 class Folders(Callback):
@@ -149,8 +150,6 @@ def summarise(folder: Path, objective: str, started: Mapping[int, Sequence[str]]
     """Of a sweep's jobs, the directories in `folder` that hold a job.json, and those `started`, by number: summary.csv
     (overrides, last metrics, why it failed), samples.png, coordinates.png and summary.html with both; the table on the
     screen. How many jobs failed."""
-    from ebm.running.tracking import last_values  # W&B takes a second to import, which sample.py has no use for
-
     jobs = _jobs(folder, started)
     if not jobs:
         return 0

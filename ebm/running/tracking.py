@@ -1,4 +1,6 @@
-"""Where a run's numbers and pictures go: metrics.jsonl, PNG files and Weights & Biases, alike."""
+"""Where a run's numbers and pictures go: metrics.jsonl, PNG files and Weights & Biases, alike.
+
+wandb takes a second to import, and is, where there is a run of it."""
 
 import json
 import math
@@ -9,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
-
-import wandb
 
 from ebm import check
 from ebm.evaluation.metrics import Array
@@ -65,6 +65,8 @@ def _start(folder: Path, config: dict[str, Any], job_type: str, settings: Mappin
     names |= {"mode": _mode(settings), "config": config}
     if names["mode"] == "disabled":
         return None
+    import wandb
+
     try:
         return wandb.init(settings=wandb.Settings(console="off", quiet=True, silent=True), **names)
     except wandb.Error as error:
@@ -79,6 +81,8 @@ def log_evaluation(
     eval/table, pictures as eval/NAME. `settings` as for `Tracker`; nothing where they say disabled."""
     if (run := _start(folder, config, "evaluate", settings)) is None:
         return
+    import wandb
+
     single = {key: value for key, value in numbers.items() if isinstance(value, float)}
     table = wandb.Table(columns=["metric", "value", "low", "high"])
     for key, value in single.items():
@@ -150,6 +154,8 @@ class Tracker:
     def log_media(self, step: int, epoch: int, pictures: Mapping[str, Path], values: Mapping[str, Array]) -> None:
         """PNG files of the run directory, captioned with the step, and histograms of values (N,), for W&B alone."""
         if self.run:
+            import wandb
+
             images = {key: wandb.Image(str(path), caption=f"step {step}") for key, path in pictures.items()}
             histograms = {key: wandb.Histogram(list(value)) for key, value in values.items()}
             self._to_wandb({"step": step, "epoch": epoch} | images | histograms)
@@ -159,6 +165,8 @@ class Tracker:
         if self.run:
             self.run.summary["objective"] = last_values(self.run_dir).get(logged_name(key))
         if self.run and self.checkpoint:
+            import wandb
+
             best, last = (self.run_dir / f"checkpoints/{name}.pt" for name in ("best", "last"))
             same = not best.is_file() or best.samefile(last)
             files = {last: ["best", "latest"]} if same else {best: ["best"], last: ["latest"]}
