@@ -904,8 +904,13 @@ def test_a_signal_before_there_is_anything_to_save(tmp_path, number, module, com
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch brings another OpenMP")
-@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
-@pytest.mark.parametrize("given, found", [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+@pytest.mark.parametrize(
+    "script, given, found",
+    [
+        *((script, {}, "PASSIVE") for script in ("train.py", "sample.py", "evaluate.py")),
+        ("train.py", {"OMP_WAIT_POLICY": "active"}, "ACTIVE"),
+    ],
+)
 def test_torchs_threads_wait_without_spinning_unless_the_user_says_so(script, given, found):
     """As OpenMP itself says when torch loads it."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}

@@ -178,15 +178,18 @@ def test_off_the_cpu_the_protocol_has_the_batch_size(runs: list[Path], tmp_path:
         assert protocol(ev, settings, 0, None).get("batch_size") == want
 
 
-def test_each_part_says_its_name_where_no_bar_can_be_and_stdout_has_neither(runs: list[Path], tmp_path: Path) -> None:
-    done = script(tmp_path, f"checkpoint={runs[0]}", "evaluation.parts=[ood,chains]", "wandb.mode=disabled", *SMALL)
+def test_each_part_says_its_name_where_no_bar_can_be_and_stdout_has_neither(
+    runs: list[Path], cache: str, tmp_path: Path
+) -> None:
+    parts = "evaluation.parts=[ood,chains]"
+    done = script(tmp_path, f"checkpoint={runs[0]}", parts, cache, "wandb.mode=disabled", *SMALL)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert lines.index("ood …") < lines.index("chains …")
     assert "%|" not in done.stderr and "…" not in done.stdout
 
 
-def test_on_a_terminal_a_bar_counts_every_step(runs: list[Path], tmp_path: Path, monkeypatch: Any) -> None:
+def test_on_a_terminal_a_bar_counts_every_step(runs: list[Path], cache: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Of each part: what it counted at its end is what it said it would."""
     bars: list[Any] = []
 
@@ -198,6 +201,7 @@ def test_on_a_terminal_a_bar_counts_every_step(runs: list[Path], tmp_path: Path,
     monkeypatch.setattr("ebm.evaluation.evaluation.tqdm", Shown)
     run(
         f"checkpoint={runs[0]}",
+        cache,
         "evaluation.parts=[ood,samples,chains,likelihood]",
         f"out={tmp_path / 'out'}",
         "ood.sets=[noise]",
