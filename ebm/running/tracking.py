@@ -1,6 +1,6 @@
 """Where a run's numbers and pictures go: metrics.jsonl, PNG files and Weights & Biases, alike.
 
-wandb takes a second to import, and is, where there is a run of it."""
+wandb takes a second to import: only where it has a run."""
 
 import json
 import math
